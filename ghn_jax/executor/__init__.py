@@ -1,0 +1,1 @@
+"""Runs any architecture of DeepNets-1M without compiling it."""

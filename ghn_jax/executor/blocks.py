@@ -1,0 +1,332 @@
+"""The blocks that architectures are made of, as data.
+
+A block is a hashable description; called with its weights and inputs it is a pure function of arrays with static
+shapes. A few hundred of them make up every network of the training distribution, which is why a training run
+stops compiling. Channel sizes here include padding (see `ghn_jax.layouts`): padded channels are zero on entry,
+and stay zero since their weights are.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Literal, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from ghn_jax.executor import kernels
+
+Map = Float[Array, "batch height width channel"]
+Features = Float[Array, "batch channel"]
+Weights = Float[Array, " weight"]
+Shape = tuple[int, ...]
+
+block = dataclasses.dataclass(frozen=True, slots=True)
+
+
+class Block(Protocol):
+    """What every block offers: the shapes of its weights, and its function."""
+
+    @property
+    def shapes(self) -> tuple[Shape, ...]:
+        """Shape of each weight tensor; they lie one after the other in the block's weight vector."""
+        ...
+
+    def __call__(self, weights: Sequence[Array], *inputs: Array) -> Array:
+        """The block's output."""
+        ...
+
+    def __hash__(self) -> int: ...
+
+
+def apply(block: Block, weights: Weights, *inputs: Array) -> Array:
+    """The block's output, given its weight vector."""
+    return block(_split(weights, block.shapes), *inputs)
+
+
+@functools.cache
+def num_weights(block: Block) -> int:
+    """Length of the block's weight vector."""
+    return sum(int(np.prod(shape)) for shape in block.shapes)
+
+
+def _split(weights: Weights, shapes: tuple[Shape, ...]) -> list[Array]:
+    ends = np.cumsum([int(np.prod(shape)) for shape in shapes])
+    parts = jnp.split(weights, ends[:-1]) if shapes else []
+    return [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
+
+
+@block
+class Convolution:
+    """[ReLU,] dense convolution; nothing is differentiated with respect to an image."""
+
+    kernel: tuple[int, int]
+    inputs: int
+    outputs: int
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int] = (0, 0)
+    relu: bool = True
+    of_image: bool = False
+
+    @property
+    def shapes(self) -> tuple[Shape, ...]:
+        """The kernel, HWIO."""
+        return ((*self.kernel, self.inputs, self.outputs),)
+
+    def __call__(self, weights: Sequence[Array], x: Map) -> Map:
+        """The convolved map."""
+        x = jax.nn.relu(x) if self.relu else x
+        x = jax.lax.stop_gradient(x) if self.of_image else x
+        return kernels.convolution(x, weights[0], self.stride, self.padding)
+
+
+@block
+class SeparableConvolution:
+    """ReLU, depthwise convolution, 1x1 convolution."""
+
+    kernel: int
+    dilation: int
+    stride: int
+    inputs: int
+    outputs: int
+
+    @property
+    def shapes(self) -> tuple[Shape, ...]:
+        """The depthwise kernel and the 1x1 kernel."""
+        return ((self.kernel, self.kernel, self.inputs), (self.inputs, self.outputs))
+
+    def __call__(self, weights: Sequence[Array], x: Map) -> Map:
+        """The convolved map."""
+        x = kernels.depthwise(jax.nn.relu(x), weights[0], self.stride, self.dilation)
+        return kernels.pointwise(x, weights[1])
+
+
+@block
+class FactorizedReduction:
+    """ReLU, two 1x1 convolutions of stride 2, the second shifted by one pixel; each makes half the channels."""
+
+    inputs: int
+    half: int
+
+    @property
+    def shapes(self) -> tuple[Shape, ...]:
+        """The two 1x1 kernels."""
+        return ((self.inputs, self.half),) * 2
+
+    def __call__(self, weights: Sequence[Array], x: Map) -> Map:
+        """A map of half the size."""
+        x = jax.nn.relu(x)
+        views = x[:, ::2, ::2], x[:, 1::2, 1::2]
+        return jnp.concatenate([kernels.pointwise(v, w) for v, w in zip(views, weights, strict=True)], axis=-1)
+
+
+@block
+class BatchNorm:
+    """Batch norm by the statistics of the batch."""
+
+    channels: int
+
+    @property
+    def shapes(self) -> tuple[Shape, ...]:
+        """Scale and bias."""
+        return ((self.channels,),) * 2
+
+    def __call__(self, weights: Sequence[Array], x: Map) -> Map:
+        """The normalised map."""
+        return kernels.batch_norm(x, *weights)
+
+
+@block
+class Attention:
+    """A transformer block on the pixels of a map: attention with 8 heads, then an MLP, both pre-norm and residual.
+
+    Attributes:
+      channels: true channels, a multiple of 16. The block's own weights are not padded.
+      padded: channels of the map, two halves of true channels, each followed by padding.
+    """
+
+    channels: int
+    padded: int
+
+    heads = 8
+
+    @property
+    def shapes(self) -> tuple[Shape, ...]:
+        """ln1 scale, bias; qkv; output weight, bias; ln2 scale, bias; MLP weight, bias, weight, bias."""
+        c = self.channels
+        return ((c,), (c,), (c, 3 * c), (c, c), (c,), (c,), (c,), (c, c), (c,), (c, c), (c,))
+
+    def __call__(self, weights: Sequence[Array], x: Map) -> Map:
+        """A map of the same shape."""
+        scale1, bias1, w_qkv, w_out, b_out, scale2, bias2, w_mlp1, b_mlp1, w_mlp2, b_mlp2 = weights
+        batch, height, width, _ = x.shape
+        tokens = _without_padding(x, self.channels).reshape(batch, height * width, self.channels)
+        qkv = kernels.layer_norm(tokens, scale1, bias1) @ w_qkv
+        q, k, v = (
+            t.reshape(batch, height * width, self.heads, self.channels // self.heads)
+            for t in jnp.split(qkv, 3, axis=-1)
+        )
+        mixed = kernels.attention(q, k, v).reshape(tokens.shape)
+        tokens = tokens + mixed @ w_out + b_out
+        hidden = jax.nn.gelu(kernels.layer_norm(tokens, scale2, bias2) @ w_mlp1 + b_mlp1, approximate=False)
+        tokens = tokens + hidden @ w_mlp2 + b_mlp2
+        return _with_padding(tokens.reshape(batch, height, width, self.channels), self.padded)
+
+
+def _without_padding(x: Map, channels: int) -> Map:
+    if x.shape[-1] == channels:
+        return x
+    halves = jnp.split(x, 2, axis=-1)
+    return jnp.concatenate([half[..., : channels // 2] for half in halves], axis=-1)
+
+
+def _with_padding(x: Map, padded: int) -> Map:
+    channels = x.shape[-1]
+    if channels == padded:
+        return x
+    pad = ((0, 0), (0, 0), (0, 0), (0, (padded - channels) // 2))
+    return jnp.concatenate([jnp.pad(half, pad) for half in jnp.split(x, 2, axis=-1)], axis=-1)
+
+
+@block
+class SqueezeExcite:
+    """Scales each channel by a gate computed from the channel means, then subsamples."""
+
+    channels: int
+    hidden: int
+    stride: int
+
+    @property
+    def shapes(self) -> tuple[Shape, ...]:
+        """Two linear layers, each a weight and a bias."""
+        return ((self.channels, self.hidden), (self.hidden,), (self.hidden, self.channels), (self.channels,))
+
+    def __call__(self, weights: Sequence[Array], x: Map) -> Map:
+        """The gated map."""
+        w1, b1, w2, b2 = weights
+        hidden = jax.nn.relu(x.mean((1, 2)) @ w1 + b1)
+        gate = jax.nn.hard_swish(hidden @ w2 + b2)
+        return (x * gate[:, None, None])[:, :: self.stride, :: self.stride]
+
+
+@block
+class PositionalEncoding:
+    """Adds a learned map."""
+
+    size: int
+    channels: int
+
+    @property
+    def shapes(self) -> tuple[Shape, ...]:
+        """The encoding of each pixel."""
+        return ((self.size, self.size, self.channels),)
+
+    def __call__(self, weights: Sequence[Array], x: Map) -> Map:
+        """The sum."""
+        return x + weights[0]
+
+
+@block
+class Linear:
+    """[ReLU,] a linear layer on flattened features; `classes` cuts the padding off the logits."""
+
+    inputs: int
+    outputs: int
+    relu: bool = False
+    classes: int | None = None
+
+    @property
+    def shapes(self) -> tuple[Shape, ...]:
+        """Weight and bias."""
+        return ((self.inputs, self.outputs), (self.outputs,))
+
+    def __call__(self, weights: Sequence[Array], x: Array) -> Features:
+        """The transformed features."""
+        x = x.reshape(x.shape[0], -1)
+        x = jax.nn.relu(x) if self.relu else x
+        return (x @ weights[0] + weights[1])[:, : self.classes]
+
+
+@block
+class Pool:
+    """3x3 pooling, padding 1."""
+
+    kind: Literal["max", "avg"]
+    stride: int
+    shapes = ()
+
+    def __call__(self, weights: Sequence[Array], x: Map) -> Map:
+        """The pooled map."""
+        pool = kernels.max_pool if self.kind == "max" else kernels.average_pool
+        return pool(x, self.stride)
+
+
+@block
+class Subsample:
+    """Keeps every other pixel."""
+
+    shapes = ()
+
+    def __call__(self, weights: Sequence[Array], x: Map) -> Map:
+        """A map of half the size."""
+        return x[:, ::2, ::2]
+
+
+@block
+class ReLU:
+    """ReLU by itself, where networks other than cells have it after a sum."""
+
+    shapes = ()
+
+    def __call__(self, weights: Sequence[Array], x: Map) -> Map:
+        """The rectified map."""
+        return jax.nn.relu(x)
+
+
+@block
+class GlobalAverage:
+    """The mean over all pixels."""
+
+    shapes = ()
+
+    def __call__(self, weights: Sequence[Array], x: Map) -> Features:
+        """One vector per image."""
+        return x.mean((1, 2))
+
+
+@block
+class Dropout:
+    """Dropout with rate 0.5; its second input is a PRNG key. Left out of evaluation."""
+
+    shapes = ()
+
+    def __call__(self, weights: Sequence[Array], x: Features, key: Array) -> Features:
+        """The features, about half of them zero, the others doubled."""
+        return jnp.where(jax.random.bernoulli(key, 0.5, x.shape), 2.0 * x, 0.0)
+
+
+@block
+class Add:
+    """The sum of two maps."""
+
+    shapes = ()
+
+    def __call__(self, weights: Sequence[Array], x: Map, y: Map) -> Map:
+        """The sum."""
+        return x + y
+
+
+@block
+class Concatenate:
+    """Maps side by side along the channels; `zeros` marks the places of maps that are zero."""
+
+    zeros: tuple[bool, ...]
+    shapes = ()
+
+    def __call__(self, weights: Sequence[Array], *inputs: Map) -> Map:
+        """The concatenated map."""
+        rest = iter(inputs)
+        zero = jnp.zeros_like(inputs[0])
+        return jnp.concatenate([zero if is_zero else next(rest) for is_zero in self.zeros], axis=-1)

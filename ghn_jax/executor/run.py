@@ -1,0 +1,177 @@
+"""Runs a program: each block is compiled once for all networks that contain it.
+
+A tape walks the program forward, keeps the registers, and walks it back. Inside a block the backward pass computes again
+what it needs from the block's inputs, so registers are all that is kept.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from ghn_jax.executor import blocks
+from ghn_jax.executor.blocks import Block
+from ghn_jax.executor.program import IMAGE, Instruction
+
+Program = Sequence[Instruction]
+Flat = Float[Array, "..."]
+Images = Float[Array, "batch height width 3"]
+Logits = Float[Array, "batch label"]
+
+
+class Outcome(NamedTuple):
+    """What running a network on a batch of labelled images gives.
+
+    Attributes:
+      loss: mean cross-entropy.
+      logits: one row per image.
+      gradient: of the loss, in the shape of the flat parameter vector. Places that belong to no parameter are 0.
+    """
+
+    loss: Float[Array, ""]
+    logits: Logits
+    gradient: Flat
+
+
+def logits(program: Program, flat: Flat, images: Images) -> Logits:
+    """The network's logits, in evaluation (no dropout).
+
+    Args:
+      program: a network's program, from `ghn_jax.lowering`.
+      flat: its parameters, laid out as `ghn_jax.layouts` says; of any shape with enough elements.
+      images: normalised images. Batch norm uses the statistics of this batch.
+    """
+    program = without_dropout(program)
+    return forward(program, load_weights(program, flat), images)
+
+
+def load_weights(program: Program, flat: Flat) -> list[Array]:
+    """Cuts the flat vector into the weights of each instruction, to be used on several batches."""
+    return [_cut(flat, i.offset, blocks.num_weights(i.block)) for i in program]
+
+
+def forward(program: Program, weights: Sequence[Array], images: Images) -> Logits:
+    """The logits, given each instruction's weights; registers are freed as soon as they can be."""
+    last_use = {register: n for n, instruction in enumerate(program) for register in instruction.inputs}
+    registers = {IMAGE: images}
+    for n, (instruction, w) in enumerate(zip(program, weights, strict=True)):
+        inputs = [registers[r] for r in instruction.inputs]
+        registers[instruction.output] = _forward(instruction.block, w, *inputs)
+        for r in set(instruction.inputs):
+            if last_use[r] == n:
+                del registers[r]
+    return registers[program[-1].output]
+
+
+def loss_and_gradient(
+    program: Program,
+    flat: Flat,
+    images: Images,
+    labels: Int[Array, " batch"],
+    dropout_key: Array | None = None,
+    label_smoothing: float = 0.0,
+) -> Outcome:
+    """Runs the network forward and backward.
+
+    Args:
+      program, flat, images: as for `logits`.
+      labels: class of each image.
+      dropout_key: a PRNG key, for dropout in the classifier; None leaves dropout out.
+      label_smoothing: share of the target that is spread evenly over the classes.
+    """
+    if dropout_key is None:
+        program = without_dropout(program)
+    weights = load_weights(program, flat)
+    registers = {IMAGE: images}
+    for instruction, w in zip(program, weights, strict=True):
+        registers[instruction.output] = _forward(instruction.block, w, *_inputs(instruction, registers, dropout_key))
+
+    output = program[-1].output
+    loss, out, gradient = _loss(registers[output], labels, label_smoothing)
+    gradients = {output: gradient}
+    flat_gradient = jnp.zeros(flat.shape, flat.dtype)
+    for instruction, w in zip(reversed(program), reversed(weights), strict=True):
+        del registers[instruction.output]
+        g = gradients.pop(instruction.output)
+        inputs = _inputs(instruction, registers, dropout_key)
+        dw, dxs = _pull_back(instruction.block, w, g, inputs)
+        if dw is not None:
+            flat_gradient = _paste(flat_gradient, dw, instruction.offset)
+        for r, dx in zip(instruction.inputs, dxs, strict=False):
+            if r != IMAGE:
+                gradients[r] = _add(gradients[r], dx) if r in gradients else dx
+    return Outcome(loss, out, flat_gradient)
+
+
+def without_dropout(program: Program) -> Program:
+    """The program with every dropout left out: what reads its output reads its input."""
+    renamed: dict[int, int] = {}
+    kept = []
+    for instruction in program:
+        inputs = tuple(renamed.get(r, r) for r in instruction.inputs)
+        if isinstance(instruction.block, blocks.Dropout):
+            renamed[instruction.output] = inputs[0]
+        else:
+            kept.append(instruction._replace(inputs=inputs))
+    return kept
+
+
+def _inputs(instruction: Instruction, registers: dict[int, Array], dropout_key: Array | None) -> list[Array]:
+    inputs = [registers[r] for r in instruction.inputs]
+    if isinstance(instruction.block, blocks.Dropout):
+        assert dropout_key is not None
+        inputs.append(dropout_key)
+    return inputs
+
+
+def _pull_back(block: Block, w: Array, g: Array, inputs: list[Array]) -> tuple[Array | None, Sequence[Array]]:
+    """Gradients of a block's weights (None if it has none) and inputs."""
+    if isinstance(block, blocks.Add):
+        return None, (g, g)
+    dw, dxs = _backward(block, w, g, *inputs)
+    return (dw if block.shapes else None), dxs
+
+
+# -- compiled functions: one program per block (or size) and shape of its arrays --------------------------------
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _forward(block: Block, w: Array, *inputs: Array) -> Array:
+    return blocks.apply(block, w, *inputs)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _backward(block: Block, w: Array, g: Array, *inputs: Array) -> tuple[Array, tuple[Array, ...]]:
+    maps = [x for x in inputs if jnp.issubdtype(x.dtype, jnp.floating)]
+    rest = inputs[len(maps) :]
+    _, pull_back = jax.vjp(lambda w, *maps: blocks.apply(block, w, *maps, *rest), w, *maps)
+    dw, *dxs = pull_back(g)
+    return dw, tuple(dxs)
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _loss(out: Logits, labels: Array, label_smoothing: float) -> tuple[Array, Logits, Array]:
+    def cross_entropy(out: Logits) -> Array:
+        target = jax.nn.one_hot(labels, out.shape[-1]) * (1.0 - label_smoothing) + label_smoothing / out.shape[-1]
+        return -(target * jax.nn.log_softmax(out)).sum(-1).mean()
+
+    loss, gradient = jax.value_and_grad(cross_entropy)(out)
+    return loss, out, gradient
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _cut(flat: Flat, offset: int, size: int) -> Array:
+    return jax.lax.dynamic_slice(flat.reshape(-1), (offset,), (size,))
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _paste(flat: Flat, piece: Array, offset: int) -> Flat:
+    return jax.lax.dynamic_update_slice(flat.reshape(-1), piece, (offset,)).reshape(flat.shape)
+
+
+@jax.jit
+def _add(x: Array, y: Array) -> Array:
+    return x + y
