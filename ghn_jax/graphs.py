@@ -68,21 +68,19 @@ def path_lengths(graph: Graph, max_hops: int = MAX_HOPS) -> UInt8[np.ndarray, "n
     Dynamic programming in topological order: the paths to v are those to its predecessors, one edge longer.
     """
     size = graph.num_nodes
-    unreachable = 200  # leaves room to add one in 8 bits
-    to = np.full((size, size), unreachable, np.uint8)  # to[v, u]: from u to v
+    unreachable = 1 << 14  # leaves room to add one, at every node, in 16 bits
+    to = np.full((size, size), unreachable, np.uint16)  # to[v, u]: from u to v
     predecessors: list[list[int]] = [[] for _ in range(size)]
     for sender, receiver in zip(graph.senders.tolist(), graph.receivers.tolist(), strict=True):
         predecessors[receiver].append(sender)
     for node, sources in enumerate(predecessors):
         row = to[node]
-        if len(sources) == 1:
-            np.add(to[sources[0]], 1, out=row)
-        elif sources:
-            np.add(to[sources].min(axis=0), 1, out=row)
-        row[row > max_hops] = unreachable
+        for source in sources:
+            np.minimum(row, to[source], out=row)
+        row += 1
         row[node] = 0
-    to[to == unreachable] = 0
-    return to.T
+    to[to > max_hops] = 0
+    return to.T.astype(np.uint8)
 
 
 class GraphBatch(NamedTuple):

@@ -14,7 +14,7 @@ import numpy as np
 from ghn_jax.architectures import NAMED, OPS, Architecture, Edge, Genotype
 from ghn_jax.errors import unknown_name
 from ghn_jax.executor.program import Lowered
-from ghn_jax.lowering import CIFAR_SIZE, IMAGENET_SIZE, UnreachableOutput, lower, lower_resnet50
+from ghn_jax.lowering import CIFAR_SIZE, IMAGENET_SIZE, UnreachableOutput, capacity_of, lower, lower_resnet50
 
 CHANNELS = tuple(range(32, 129, 16))
 """Channels drawn in training."""
@@ -134,22 +134,23 @@ def draw_width(rng: np.random.Generator, arch: Architecture, capacity: int) -> A
       capacity: parameters of the network with 32 channels.
     """
 
-    def choice(values: tuple[int, ...], first: int | None = None) -> int:
-        return int(rng.choice(values[:first]))
-
     millions = capacity / 1e6
     dense = any(op in ("conv_5x5", "conv_7x7") for op in arch.genotype.ops)
-    fc_dim = choice(FC_DIMS, 4)
+    fc_dim = _choice(rng, FC_DIMS[:4])
     if millions > 0.8 or not arch.glob_avg or dense or arch.n_cells > 12:
         channels = CHANNELS[0]
     elif millions > 0.4 or arch.n_cells > 10:
-        channels = choice(CHANNELS, 2)
+        channels = _choice(rng, CHANNELS[:2])
     elif millions > 0.2 or arch.n_cells > 8:
-        channels = choice(CHANNELS, 3)
+        channels = _choice(rng, CHANNELS[:3])
     else:
-        channels = choice(CHANNELS)
-        fc_dim = choice(FC_DIMS) if channels <= 64 else fc_dim
+        channels = _choice(rng, CHANNELS)
+        fc_dim = _choice(rng, FC_DIMS) if channels <= 64 else fc_dim
     return dataclasses.replace(arch, C=channels, fc_dim=fc_dim)
+
+
+def _choice(rng: np.random.Generator, values: tuple[int, ...]) -> int:
+    return values[rng.integers(len(values))]  # much faster than rng.choice
 
 
 def _sample(rng: np.random.Generator, rules: Split, image_size: int) -> tuple[Architecture, int]:
@@ -164,17 +165,17 @@ def _sample(rng: np.random.Generator, rules: Split, image_size: int) -> tuple[Ar
 def _draw(rng: np.random.Generator, rules: Split) -> Architecture | None:
     """One draw; None if it is of a kind that is left out (hard to train, or heavy)."""
     cells = int(rng.integers(rules.cells[0], rules.cells[1] + 1))
-    deep = int(rng.choice(rules.deep))
+    deep = _choice(rng, rules.deep)
     steps = int(rng.integers(rules.steps[0], rules.steps[2 if cells <= deep else 1] + 1))
     genotype = _draw_genotype(rng, steps)
-    kernel = int(rng.choice((3, 5, 7)))
+    kernel = _choice(rng, (3, 5, 7))
     by_cell = [[op for op, _ in cell] for cell in (genotype.normal, genotype.reduce)]
     has_conv = any("conv" in op for op in genotype.ops)
     vit, cse = "msa" in genotype.ops, "cse" in genotype.ops
     heavy = any(sum(op in ("conv_5x5", "conv_7x7") for op in ops) > 1 for ops in by_cell)
     if heavy or any(ops.count("cse") > 1 for ops in by_cell) or (cse and not has_conv) or not (vit or has_conv):
         return None
-    mult = int(rng.choice((1, 2)))
+    mult = _choice(rng, (1, 2))
     stem_type = int(rng.integers(2))
     shallow = cells <= rules.cells[0] + 1 and steps <= rules.steps[1]
     return Architecture(
@@ -205,14 +206,17 @@ def _draw_genotype(rng: np.random.Generator, steps: int) -> Genotype:
     drop_concat = bool(steps > 1 and rng.random() > 0.5)
 
     def cell(allowed: int) -> tuple[Edge, ...]:
+        strength = np.exp(1e-3 * rng.standard_normal((steps * (steps + 3) // 2, allowed)))
+        strength /= strength.sum(axis=1, keepdims=True)
+        if steps == 1:
+            strength[:, 0] = 0.0  # a single step cannot spare an edge to `none`
+        best, most = strength.argmax(axis=1).tolist(), strength.max(axis=1).tolist()
         edges: list[Edge] = []
         for step in range(steps):
-            strength = np.exp(1e-3 * rng.standard_normal((step + 2, allowed)))
-            strength /= strength.sum(axis=1, keepdims=True)
-            if steps == 1:
-                strength[:, 0] = 0.0  # a single step cannot spare an edge to `none`
-            strongest = np.argsort(-strength.max(axis=1), kind="stable")[:2]
-            edges.extend((OPS[int(strength[j].argmax())], int(j)) for j in strongest)
+            first = step * (step + 3) // 2  # row of the edge from state 0 into this sum node
+            candidates = most[first : first + step + 2]
+            strongest = sorted(range(step + 2), key=candidates.__getitem__, reverse=True)[:2]
+            edges.extend((OPS[best[first + j]], j) for j in strongest)
         return tuple(edges)
 
     concat = tuple(i for i in range(2, steps + 2) if i == steps + 1 or not drop_concat or rng.random() > 0.5)
@@ -223,11 +227,11 @@ def _draw_genotype(rng: np.random.Generator, steps: int) -> Genotype:
 def _capacity(arch: Architecture, image_size: int, limit: int) -> int | None:
     """Parameters for images of this size; None if they exceed the limit at either size, or reach no output."""
     try:
-        capacity = {CIFAR_SIZE: lower(arch, 10, CIFAR_SIZE).capacity}
+        capacity = {CIFAR_SIZE: capacity_of(arch, 10, CIFAR_SIZE)}
     except UnreachableOutput:
         return None
     # at 224 pixels only an unpooled classifier is much larger, so most networks need no second look
     near = not arch.glob_avg or capacity[CIFAR_SIZE] > limit // 2
     if near or image_size == IMAGENET_SIZE:
-        capacity[IMAGENET_SIZE] = lower(arch, 10, IMAGENET_SIZE).capacity
+        capacity[IMAGENET_SIZE] = capacity_of(arch, 10, IMAGENET_SIZE)
     return capacity[image_size] if max(capacity.values()) <= limit else None

@@ -4,6 +4,7 @@ One symbolic walk makes all three (`Builder`), so that they cannot disagree: eac
 graph, to the parameters and to the program at once, and returns a handle on its output.
 """
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -49,7 +50,7 @@ class Lowered(NamedTuple):
     @property
     def num_parameters(self) -> int:
         """Number of (reachable) parameters."""
-        return sum(int(np.prod(p.shape)) for p in self.parameters)
+        return sum(math.prod(p.shape) for p in self.parameters)
 
     @property
     def flat_size(self) -> int:
@@ -96,7 +97,6 @@ class Builder:
     def __init__(self, image_size: int):
         self._nodes = [_Node(_PRIMITIVE["input"], None, None, ())]
         self._steps: list[tuple[Block, tuple[int, ...], tuple[_Weight, ...]]] = []
-        self._capacity = 0
         self.image = Value(IMAGE, (0,), Axis(1, 3, 3), image_size)
 
     # -- operations, in terms of the public layer names ------------------------------------------------------
@@ -281,8 +281,12 @@ class Builder:
         size: int,
     ) -> Value:
         self._steps.append((block, tuple(x.register for x in inputs), weights))
-        self._capacity += sum(_count(weight.shape) for weight in weights)
         return Value(len(self._steps), sources, channels, size, all(x.live for x in inputs))
+
+    @property
+    def capacity(self) -> int:
+        """Number of parameters so far."""
+        return sum(math.prod(weight.shape) for _, _, weights in self._steps for weight in weights)
 
     def finish(self, logits: Value) -> Lowered:
         """Keeps what the logits depend on. The step number i (from 1) writes register i."""
@@ -313,11 +317,4 @@ class Builder:
             senders,
             receivers,
         )
-        return Lowered(graph, tuple(parameters), tuple(program), self._capacity)
-
-
-def _count(shape: Shape) -> int:
-    count = 1
-    for size in shape:
-        count *= size
-    return count
+        return Lowered(graph, tuple(parameters), tuple(program), self.capacity)

@@ -4,20 +4,25 @@
 [2] Knyazev et al., Parameter Prediction for Unseen Deep Architectures, NeurIPS 2021.
 """
 
+from typing import Any
+
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import jraph
 import numpy as np
 from jaxtyping import Array, Float
 
+from ghn_jax.architectures import NAMED
 from ghn_jax.config import GHNConfig
 from ghn_jax.executor.program import Lowered
-from ghn_jax.graphs import PRIMITIVES, path_lengths, to_graphs_tuple
+from ghn_jax.graphs import PRIMITIVES, batch, path_lengths, to_graphs_tuple
+from ghn_jax.lowering import CIFAR_SIZE, lower
 from ghn_jax.models.decoder import ParameterDecoder
 from ghn_jax.models.gated_gnn import GatedGNN
 from ghn_jax.models.mlp import MLP
 from ghn_jax.models.shape_encoder import Embedding, ShapeEncoder, shape_indices, shape_tables
-from ghn_jax.templates import Plan, Template
+from ghn_jax.templates import Plan, Template, deepnets_templates, make_plan
 
 Nodes = Float[Array, "graph node c"]
 Rows = Float[Array, "row 8"]
@@ -94,3 +99,15 @@ def encode(network: Lowered, config: GHNConfig) -> jraph.GraphsTuple:
     if not config.virtual_edges:
         hops = np.where(hops == 1, hops, 0)
     return to_graphs_tuple(network.graph, hops, shape_indices(tables, network.graph.shapes))
+
+
+def init_params(config: GHNConfig, key: Array) -> dict[str, Any]:
+    """Weights of a fresh GHN, initialised as PyTorch does by default."""
+    network = lower(NAMED["vit"], config.num_classes)  # any network will do: no weight depends on it
+    templates = deepnets_templates(config, CIFAR_SIZE)
+    graphs, plan = batch([encode(network, config)]), make_plan(network, config, templates)
+
+    def init(key: Array) -> dict[str, Any]:
+        return GHN(config).init(key, graphs.graphs, graphs.max_nodes, plan, templates)["params"]
+
+    return jax.jit(init)(key)  # jitted, what initialisation does not need is never run

@@ -1,0 +1,1 @@
+"""Data sets of the project: images to train networks on."""

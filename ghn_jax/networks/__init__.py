@@ -1,0 +1,7 @@
+"""Networks as plain Flax modules: to use predicted parameters with, and to test the executor against."""
+
+from ghn_jax.networks.cells import CellNetwork
+from ghn_jax.networks.parameters import from_params, to_params
+from ghn_jax.networks.resnet import ResNet50
+
+__all__ = ["CellNetwork", "ResNet50", "from_params", "to_params"]

@@ -1,0 +1,206 @@
+"""One step of meta-training.
+
+  min_theta  mean over networks a of  loss(a with parameters H(a; theta), images)    [1, Eq. 1]
+
+The GHN's part runs under pmap, each device with its share of the meta-batch. Between decoding a network and pulling its
+gradient back, the executor runs it forward and backward, so that only one network's activations exist at a time on a device.
+
+[1] Knyazev et al., Parameter Prediction for Unseen Deep Architectures, NeurIPS 2021.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int
+
+from ghn_jax.config import GHNConfig
+from ghn_jax.executor import run
+from ghn_jax.models.ghn import GHN, init_params
+from ghn_jax.templates import Template
+from ghn_jax.training.prepare import PreparedBatch
+
+AXIS = "device"
+
+Params = dict[str, Any]
+
+
+class TrainState(NamedTuple):
+    """What a run needs to go on.
+
+    Attributes:
+      params: weights of the GHN.
+      opt_state: state of the optimiser.
+      step: steps taken, skipped ones included.
+      skipped: steps skipped in a row because the loss or the gradient was not finite.
+    """
+
+    params: Params
+    opt_state: optax.OptState
+    step: Int[Array, ""]
+    skipped: Int[Array, ""]
+
+
+class Metrics(NamedTuple):
+    """Of one step: mean loss and top-1 accuracy (in percent) over the meta-batch, norm of the gradient before clipping."""
+
+    loss: Float[Array, ""]
+    top1: Float[Array, ""]
+    gradient_norm: Float[Array, ""]
+
+
+class _Gradients(NamedTuple):
+    """Sums over the networks of a device: gradients of the decoder's weights, and of all node embeddings."""
+
+    decoder: Params
+    nodes: Float[Array, "network node c"]
+
+
+class GHNStep(NamedTuple):
+    """The GHN's part of a step; every function is pmapped, arrays have a leading device axis.
+
+    Attributes:
+      embed: (params, graphs, max_nodes) -> node embeddings, zero gradients.
+      decode: (params, nodes, slot, plan) -> flat parameter vectors of the networks in a slot.
+      pull_back: (params, nodes, slot, plan, gradient of the flat vectors, gradients) -> gradients.
+      update: (state, graphs, max_nodes, gradients, losses, hits) -> state, metrics.
+    """
+
+    embed: Callable
+    decode: Callable
+    pull_back: Callable
+    update: Callable
+
+
+def make_ghn_step(
+    config: GHNConfig,
+    templates: tuple[Template, ...],
+    optimizer: optax.GradientTransformation,
+    devices: Sequence[jax.Device],
+) -> GHNStep:
+    """Builds the pmapped functions for a GHN configuration; they compile on first use, once per array size."""
+    ghn = GHN(config)
+    pmap = functools.partial(jax.pmap, axis_name=AXIS, devices=devices)
+
+    def node_embeddings(params: Params, graphs, max_nodes: int) -> Array:
+        return ghn.apply({"params": params}, graphs, max_nodes, method="embed")
+
+    def flat_vector(decoder: Params, nodes: Array, plan) -> Array:
+        return ghn.apply({"params": {"decoder": decoder}}, nodes, plan, templates, method="decode")
+
+    def embed(params, graphs, max_nodes):
+        nodes = node_embeddings(params, graphs, max_nodes)
+        zeros = _Gradients(jax.tree.map(jnp.zeros_like, params["decoder"]), jnp.zeros_like(nodes))
+        return nodes, zeros
+
+    def decode(params, nodes, slot, plan):
+        return flat_vector(params["decoder"], nodes[slot], plan)
+
+    def pull_back(params, nodes, slot, plan, flat_gradient, gradients):
+        _, vjp = jax.vjp(lambda decoder, h: flat_vector(decoder, h, plan), params["decoder"], nodes[slot])
+        d_decoder, d_nodes = vjp(flat_gradient)
+        decoder = jax.tree.map(jnp.add, gradients.decoder, d_decoder)
+        return _Gradients(decoder, gradients.nodes.at[slot].add(d_nodes))
+
+    def update(state, graphs, max_nodes, gradients, losses, hits):
+        _, vjp = jax.vjp(lambda params: node_embeddings(params, graphs, max_nodes), state.params)
+        (gradient,) = vjp(gradients.nodes)
+        gradient |= {"decoder": jax.tree.map(jnp.add, gradient["decoder"], gradients.decoder)}
+        gradient = jax.tree.map(lambda g: jax.lax.pmean(g / len(losses), AXIS), gradient)
+        loss, top1 = jax.lax.pmean((losses.mean(), 100.0 * hits.mean()), AXIS)
+        return _apply(optimizer, state, gradient, loss, top1)
+
+    return GHNStep(
+        embed=pmap(embed, static_broadcasted_argnums=2),
+        decode=pmap(decode, in_axes=(0, 0, None, 0)),
+        pull_back=pmap(pull_back, in_axes=(0, 0, None, 0, 0, 0), donate_argnums=5),
+        update=pmap(update, static_broadcasted_argnums=2),
+    )
+
+
+def _apply(optimizer, state: TrainState, gradient: Params, loss: Array, top1: Array) -> tuple[TrainState, Metrics]:
+    """Updates the weights, unless loss or gradient is not finite: then the step is skipped and counted."""
+    norm = optax.global_norm(gradient)
+    finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+    updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    params, opt_state = jax.tree.map(
+        lambda new, old: jnp.where(finite, new, old), (params, opt_state), (state.params, state.opt_state)
+    )
+    skipped = jnp.where(finite, 0, state.skipped + 1)
+    return TrainState(params, opt_state, state.step + 1, skipped), Metrics(loss, top1, norm)
+
+
+def meta_step(
+    ghn: GHNStep,
+    state: TrainState,
+    batch: PreparedBatch,
+    images: Sequence[Array],
+    labels: Sequence[Array],
+    dropout_key: Array | None,
+    label_smoothing: float = 0.0,
+) -> tuple[TrainState, Metrics]:
+    """Predicts the parameters of all networks of a meta-batch, runs them, and updates the GHN.
+
+    Args:
+      state: replicated over devices.
+      batch: the networks, from `ghn_jax.training.prepare`.
+      images, labels: the same batch of images, on each device.
+      dropout_key: folded with the place of each network in the meta-batch; None runs without dropout.
+    """
+    graphs = batch.graphs
+    nodes, gradients = ghn.embed(state.params, graphs, batch.max_nodes)
+    losses, hits = [], []
+    for slot, (plan, networks, places) in enumerate(zip(batch.plans, batch.networks, batch.places, strict=True)):
+        flat = ghn.decode(state.params, nodes, slot, plan)
+        outcomes = []
+        for shard, network, place, x, y in zip(
+            flat.addressable_shards, networks, places, images, labels, strict=True
+        ):
+            key = None if dropout_key is None else jax.random.fold_in(dropout_key, place)
+            outcomes.append(run.loss_and_gradient(network.program, shard.data, x, y, key, label_smoothing))
+        flat_gradient = _stack_shards(flat, [o.gradient for o in outcomes])
+        gradients = ghn.pull_back(state.params, nodes, slot, plan, flat_gradient, gradients)
+        losses.append([o.loss for o in outcomes])
+        hits.append([_accuracy(o.logits, y) for o, y in zip(outcomes, labels, strict=True)])
+    return ghn.update(state, graphs, batch.max_nodes, gradients, _by_device(losses), _by_device(hits))
+
+
+def _stack_shards(like: Array, shards: list[Array]) -> Array:
+    """The array with these shards, laid out over devices as `like`."""
+    return jax.make_array_from_single_device_arrays(like.shape, like.sharding, shards)
+
+
+def _by_device(scalars: list[list[Array]]) -> Array:
+    """[slot][device] scalars as one array [device, slot]."""
+    return jnp.array([[float(scalar) for scalar in per_device] for per_device in zip(*scalars, strict=True)])
+
+
+@jax.jit
+def _accuracy(logits: Float[Array, "batch label"], labels: Int[Array, " batch"]) -> Array:
+    return (logits.argmax(-1) == labels).mean()
+
+
+def make_optimizer(
+    learning_rate: optax.ScalarOrSchedule, weight_decay: float, clip: float
+) -> optax.GradientTransformation:
+    """Adam with coupled L2 weight decay, after clipping by global norm, as published."""
+    return optax.chain(
+        optax.clip_by_global_norm(clip),
+        optax.add_decayed_weights(weight_decay),
+        optax.adam(learning_rate),
+    )
+
+
+def step_schedule(learning_rate: float, num_steps: int) -> optax.Schedule:
+    """The learning rate, times 0.1 at two thirds and again at five sixths of the steps [1, Section 5]."""
+    return optax.piecewise_constant_schedule(learning_rate, {num_steps * 2 // 3: 0.1, num_steps * 5 // 6: 0.1})
+
+
+def init_state(config: GHNConfig, optimizer: optax.GradientTransformation, key: Array) -> TrainState:
+    """A fresh GHN and its optimiser; not replicated."""
+    params = init_params(config, key)
+    return TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32))

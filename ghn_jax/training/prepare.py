@@ -1,0 +1,85 @@
+"""Prepares meta-batches on the host, ahead of the device."""
+
+import concurrent.futures
+from collections.abc import Callable, Iterator
+from typing import NamedTuple, TypeVar
+
+import jax
+import jraph
+import numpy as np
+
+from ghn_jax.config import GHNConfig
+from ghn_jax.executor.program import Lowered
+from ghn_jax.graphs import batch, pad_size
+from ghn_jax.models.ghn import encode
+from ghn_jax.templates import Plan, PlanSize, Template, make_plan, plan_size
+
+T = TypeVar("T")
+
+
+class PreparedBatch(NamedTuple):
+    """A meta-batch, spread over devices.
+
+    Attributes:
+      graphs: each device's graphs, padded alike; a leading device axis on every array.
+      max_nodes: nodes per graph in the dense layout.
+      plans: for each slot, the decoding plans of the devices' networks, stacked.
+      networks: `networks[slot][device]`.
+      places: `places[slot][device]`, the place of that network in the meta-batch.
+    """
+
+    graphs: jraph.GraphsTuple
+    max_nodes: int
+    plans: list[Plan]
+    networks: list[list[Lowered]]
+    places: list[list[int]]
+
+
+def prepare(
+    networks: tuple[Lowered, ...], config: GHNConfig, templates: tuple[Template, ...], num_devices: int
+) -> PreparedBatch:
+    """Spreads networks over devices, the networks of a slot of similar size, and pads and stacks their arrays.
+
+    Raises ValueError if they do not divide over the devices.
+    """
+    if len(networks) % num_devices:
+        raise ValueError(
+            f"`meta_batch_size` (={len(networks)}) does not divide over {num_devices} devices: choose a multiple"
+        )
+    sizes = [plan_size(network, config, templates) for network in networks]
+    by_size = sorted(range(len(networks)), key=lambda i: (sizes[i].rows, networks[i].flat_size), reverse=True)
+    places = [by_size[i : i + num_devices] for i in range(0, len(networks), num_devices)]
+
+    plans = []
+    for slot in places:
+        size = PlanSize(*(max(values) for values in zip(*(sizes[i] for i in slot), strict=True)))
+        plans.append(_stack([make_plan(networks[i], config, templates, size) for i in slot]))
+
+    encoded = [[encode(networks[slot[d]], config) for slot in places] for d in range(num_devices)]
+    needed = [pad_size([int(g.n_node[0]) for g in gs], [int(g.n_edge[0]) for g in gs]) for gs in encoded]
+    largest = max(needed, key=lambda size: size.nodes)
+    size = largest._replace(edges=max(size.edges for size in needed))
+    batches = [batch(graphs, size) for graphs in encoded]
+    graphs = _stack([b.graphs for b in batches])
+    return PreparedBatch(
+        graphs, size.max_nodes, plans, [[networks[i] for i in slot] for slot in places], [list(s) for s in places]
+    )
+
+
+def _stack(trees):
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *trees)
+
+
+def prefetch(make: Callable[[int], T], first: int, last: int, ahead: int = 2) -> Iterator[T]:
+    """Yields make(first), ..., make(last - 1), computed in a background thread up to `ahead` items early."""
+    with concurrent.futures.ThreadPoolExecutor(max_workers=1) as pool:
+        pending = [pool.submit(make, i) for i in range(first, min(first + ahead, last))]
+        try:
+            for i in range(first, last):
+                item = pending.pop(0).result()
+                if i + ahead < last:
+                    pending.append(pool.submit(make, i + ahead))
+                yield item
+        finally:
+            for future in pending:
+                future.cancel()
