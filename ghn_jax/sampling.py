@@ -23,7 +23,7 @@ FC_DIMS = tuple(range(64, 513, 64))
 """Hidden widths of the classifier drawn in training."""
 
 MAX_NODES = 2200
-"""Nodes that the graphs of a meta-batch may have together."""
+"""Nodes that the graphs of a meta-batch of up to 8 may have together; a larger one may have more in proportion."""
 
 
 class Split(NamedTuple):
@@ -73,7 +73,7 @@ def sample(split: str, index: int, seed: int = 0, image_size: int = CIFAR_SIZE) 
     Raises ValueError for an unknown split, or an index outside it.
     """
     if split not in SPLITS:
-        raise unknown_name("split", split, [*SPLITS, "predefined"])
+        raise unknown_name("split", split, SPLITS)
     size = SPLITS[split].size
     if not 0 <= index < size:
         raise ValueError(f"`index` (={index}) is outside the split {split!r}: choose from 0 to {size - 1}")
@@ -107,7 +107,7 @@ class MetaBatch(NamedTuple):
 
 
 def meta_batch(seed: int, step: int, size: int, num_classes: int = 10, image_size: int = CIFAR_SIZE) -> MetaBatch:
-    """The training architectures of a step: a pure function of (seed, step), at most MAX_NODES nodes together.
+    """The training architectures of a step: a pure function of (seed, step), within MAX_NODES.
 
     Raises ValueError if `size` is so large that the graphs can hardly fit.
     """

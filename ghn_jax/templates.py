@@ -113,7 +113,7 @@ def plan_size(network: Lowered, config: GHNConfig, templates: Sequence[Template]
     """The smallest of a few sizes (a factor of 4 apart) that holds the network."""
     places, bank = _usage(_assign(network, config, templates), templates)
     rows = _MIN_ROWS
-    while rows < max(bank + 1, network.flat_size // ROW):
+    while rows < max(bank + 1, -(-network.flat_size // ROW)):
         rows *= 4
     return PlanSize(next_size(places, _MIN_NODES), rows)
 
@@ -144,7 +144,7 @@ def make_plan(
         chunks = math.ceil(len(owned[t]) / template.chunk)
         place, row = place + chunks * template.chunk, row + chunks * template.chunk * template.rows
     starts[-1] = place
-    return Plan(nodes, scales, starts, row_starts, rows, np.array(network.flat_size // ROW, np.int32))
+    return Plan(nodes, scales, starts, row_starts, rows, np.array(network.used_size // ROW, np.int32))
 
 
 @functools.lru_cache(maxsize=1024)

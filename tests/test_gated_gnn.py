@@ -5,13 +5,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
+from jaxtyping import TypeCheckError
 
 from ghn_jax.models.gated_gnn import MAX_HOPS, GatedGNN
 from ghn_jax.models.mlp import MLP, Dense
 
 C = 8
-COUNTS = (70, 33, 1, 48)  # nodes of each graph, one of them without edges
-LENGTH = 80  # nodes after padding: five blocks
+COUNTS = (110, 33, 1, 48)  # nodes of each graph; a single node has no edges
+LENGTH = 128  # nodes after padding: whole blocks, the last of which is padding only
+ODD_LENGTH = 115  # no whole number of blocks
 
 
 @pytest.fixture(params=[True, False], ids=["virtual", "direct"])
@@ -23,8 +25,8 @@ def random_hops(rng, counts, length):
     """Shortest path lengths in random graphs whose nodes are sorted topologically."""
     hops = np.zeros((len(counts), length, length), np.int32)
     for graph, count in zip(hops, counts, strict=True):
-        is_edge = np.eye(count, k=1) * rng.random((count, count)) > 0.02  # a chain, broken here and there
-        is_edge |= np.triu(rng.random((count, count)) < 0.2 / count, k=2)
+        is_edge = np.eye(count, k=1) * rng.random((count, count)) > 0.01  # a chain, rarely broken
+        is_edge |= np.triu(np.tri(count, k=5), k=2) * rng.random((count, count)) > 0.9  # and its shortcuts
         distance = np.where(is_edge, 1, np.inf)
         for middle in range(count):
             distance = np.minimum(distance, distance[:, middle, None] + distance[middle])
@@ -32,13 +34,14 @@ def random_hops(rng, counts, length):
     return hops
 
 
-def problem(gnn, length=LENGTH):
+def problem(gnn, length):
     """Weights, nodes, hops and a mask of the real nodes; all but `length` is the same for any length."""
     rng = np.random.default_rng(0)
     hops = random_hops(rng, COUNTS, length)
     nodes = np.zeros((len(COUNTS), length, C), np.float32)
     nodes[:, : max(COUNTS)] = rng.standard_normal((len(COUNTS), max(COUNTS), C))
-    variables = init(gnn, nodes, hops)
+    shapes = jax.eval_shape(gnn.init, jax.random.key(0), nodes, hops)
+    variables = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(0, 0.4, leaf.shape), leaf.dtype), shapes)
     is_real = np.arange(length) < np.array(COUNTS)[:, None]
     return variables, jnp.asarray(nodes), jnp.asarray(hops), is_real
 
@@ -113,7 +116,7 @@ def assert_close(actual, expected, tolerance=1e-5):
 
 
 def test_equals_numpy(gnn):
-    variables, nodes, hops, _ = problem(gnn)
+    variables, nodes, hops, _ = problem(gnn, LENGTH)
     states = jax.jit(gnn.apply)(variables, nodes, hops)
     assert hops.max() > MAX_HOPS
     assert np.isfinite(states).all()
@@ -122,42 +125,33 @@ def test_equals_numpy(gnn):
         assert_close(states[graph, :count], expected)
 
 
-def test_gradients_equal_naive(gnn):
-    variables, nodes, hops, is_real = problem(gnn)
+@pytest.mark.parametrize(("virtual_edges", "length"), [(True, LENGTH), (False, ODD_LENGTH)])
+def test_gradients_equal_naive(virtual_edges, length):
+    gnn = GatedGNN(virtual_edges)
+    variables, nodes, hops, is_real = problem(gnn, length)
     direction = np.random.default_rng(1).standard_normal(nodes.shape).astype(np.float32) * is_real[..., None]
 
     def gradients(apply):
-        return jax.jit(jax.grad(lambda *args: (apply(*args, hops) * direction).sum(), argnums=(0, 1)))(
-            variables, nodes
-        )
+        projection = jax.grad(lambda *arguments: (apply(*arguments) * direction).sum(), argnums=(0, 1))
+        return jax.jit(projection)(variables, nodes, hops)
 
     actual, expected = gradients(gnn.apply), gradients(naive_gated_gnn)
     assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(expected))
     jax.tree.map(assert_close, actual, expected)
 
 
-@pytest.mark.parametrize("length", [75, 128])
-def test_padding_changes_nothing(length):
-    gnn = GatedGNN()
-    variables, nodes, hops, is_real = problem(gnn)
-    _, other_nodes, other_hops, other_is_real = problem(gnn, length)
+def test_padding_changes_nothing(gnn):
+    variables, nodes, hops, is_real = problem(gnn, LENGTH)
+    _, other_nodes, other_hops, other_is_real = problem(gnn, ODD_LENGTH)
     other_nodes = jnp.where(other_is_real[..., None], other_nodes, 7.0)
-
-    def states_and_gradient(nodes, hops, is_real):
-        def total(nodes):
-            states = gnn.apply(variables, nodes, hops)
-            return jnp.sum(states**2, where=is_real[..., None]), states
-
-        (_, states), gradient = jax.jit(jax.value_and_grad(total, has_aux=True))(nodes)
-        return states[is_real], gradient[is_real]
-
-    actual = states_and_gradient(other_nodes, other_hops, other_is_real)
-    jax.tree.map(assert_close, actual, states_and_gradient(nodes, hops, is_real))
+    apply = jax.jit(gnn.apply)
+    states, other_states = apply(variables, nodes, hops), apply(variables, other_nodes, other_hops)
+    assert_close(other_states[other_is_real], states[is_real])
 
 
 def test_weights_are_named_shaped_and_drawn_as_in_pytorch():
     nodes, hops = jnp.zeros((1, 2, 32)), jnp.zeros((1, 2, 2), jnp.int32)
-    weights = flatten_dict(init(GatedGNN(), nodes, hops)["params"], sep=".")
+    weights = jax.tree.map(np.asarray, flatten_dict(init(GatedGNN(), nodes, hops)["params"], sep="."))
     mlp = {"fc.0.kernel": (32, 16), "fc.0.bias": (16,), "fc.2.kernel": (16, 32), "fc.2.bias": (32,)}
     gru = {"weight_ih": (96, 32), "weight_hh": (96, 32), "bias_ih": (96,), "bias_hh": (96,)}
     shapes = {f"{name}.{key}": shape for name in ("mlp", "mlp_ve") for key, shape in mlp.items()}
@@ -175,7 +169,7 @@ def test_direct_edges_need_one_wide_mlp():
 
 
 def test_hops_of_another_shape_are_refused():
-    with pytest.raises(ValueError, match=r"`hops` \(of shape \(1, 2, 3\)\) must have shape \(1, 2, 2\)"):
+    with pytest.raises((ValueError, TypeCheckError), match="hops"):  # the latter where jaxtyping checks first
         init(GatedGNN(), jnp.zeros((1, 2, C)), jnp.zeros((1, 2, 3), jnp.int32))
 
 
@@ -196,4 +190,5 @@ def test_mlp_without_layers_is_refused():
 def test_dense_is_affine():
     inputs = jax.random.normal(jax.random.key(1), (2, 5, 3))
     variables = init(Dense(4), inputs)
-    assert_close(Dense(4).apply(variables, inputs), inputs @ variables["params"]["kernel"] + variables["params"]["bias"])
+    weights = variables["params"]
+    assert_close(Dense(4).apply(variables, inputs), inputs @ weights["kernel"] + weights["bias"])

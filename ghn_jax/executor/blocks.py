@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from ghn_jax.executor import kernels
+from ghn_jax.graphs import next_size
 
 Map = Float[Array, "batch height width channel"]
 Features = Float[Array, "batch channel"]
@@ -42,14 +43,21 @@ class Block(Protocol):
 
 
 def apply(block: Block, weights: Weights, *inputs: Array) -> Array:
-    """The block's output, given its weight vector."""
-    return block(_split(weights, block.shapes), *inputs)
+    """The block's output, given its weight vector; what follows the weights is ignored."""
+    return block(_split(weights[: num_weights(block)], block.shapes), *inputs)
 
 
 @functools.cache
 def num_weights(block: Block) -> int:
     """Length of the block's weight vector."""
     return sum(int(np.prod(shape)) for shape in block.shapes)
+
+
+@functools.cache
+def piece_size(block: Block) -> int:
+    """Length of the piece of a flat vector that is cut out for a block: the next of 0, 64, 128, 256, ..."""
+    needed = num_weights(block)
+    return next_size(needed, start=64) if needed else 0
 
 
 def _split(weights: Weights, shapes: tuple[Shape, ...]) -> list[Array]:

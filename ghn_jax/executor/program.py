@@ -53,10 +53,15 @@ class Lowered(NamedTuple):
         return sum(math.prod(p.shape) for p in self.parameters)
 
     @property
-    def flat_size(self) -> int:
-        """Length of the flat vector that holds the parameters."""
+    def used_size(self) -> int:
+        """Places of the flat vector up to the end of the last parameter."""
         last = self.parameters[-1]
         return last.offset + last.layout.size
+
+    @property
+    def flat_size(self) -> int:
+        """Least length of the flat vector: the executor cuts pieces that are a little too long."""
+        return max(i.offset + blocks.piece_size(i.block) for i in self.program)
 
 
 class Value(NamedTuple):

@@ -41,7 +41,7 @@ def logits(program: Program, flat: Flat, images: Images) -> Logits:
 
     Args:
       program: a network's program, from `ghn_jax.lowering`.
-      flat: its parameters, laid out as `ghn_jax.layouts` says; of any shape with enough elements.
+      flat: its parameters, laid out as `ghn_jax.layouts` says; of any shape with at least its `flat_size` elements.
       images: normalised images. Batch norm uses the statistics of this batch.
     """
     program = without_dropout(program)
@@ -49,8 +49,11 @@ def logits(program: Program, flat: Flat, images: Images) -> Logits:
 
 
 def load_weights(program: Program, flat: Flat) -> list[Array]:
-    """Cuts the flat vector into the weights of each instruction, to be used on several batches."""
-    return [_cut(flat, i.offset, blocks.num_weights(i.block)) for i in program]
+    """Cuts the flat vector into the weights of each instruction, to be used on several batches.
+
+    Pieces are as long as the next of a few sizes, so that few different cuts are compiled; blocks ignore the rest.
+    """
+    return [_cut(flat, i.offset, blocks.piece_size(i.block)) for i in program]
 
 
 def forward(program: Program, weights: Sequence[Array], images: Images) -> Logits:
@@ -91,18 +94,19 @@ def loss_and_gradient(
 
     output = program[-1].output
     loss, out, gradient = _loss(registers[output], labels, label_smoothing)
-    gradients = {output: gradient}
-    flat_gradient = jnp.zeros(flat.shape, flat.dtype)
+    gradients, pieces = {output: gradient}, []
     for instruction, w in zip(reversed(program), reversed(weights), strict=True):
         del registers[instruction.output]
         g = gradients.pop(instruction.output)
-        inputs = _inputs(instruction, registers, dropout_key)
-        dw, dxs = _pull_back(instruction.block, w, g, inputs)
-        if dw is not None:
-            flat_gradient = _paste(flat_gradient, dw, instruction.offset)
+        dw, dxs = _pull_back(instruction.block, w, g, _inputs(instruction, registers, dropout_key))
+        if instruction.block.shapes:
+            pieces.append((dw, instruction.offset))
         for r, dx in zip(instruction.inputs, dxs, strict=False):
             if r != IMAGE:
                 gradients[r] = _add(gradients[r], dx) if r in gradients else dx
+    flat_gradient = jnp.zeros(flat.shape, flat.dtype)
+    for dw, offset in reversed(pieces):  # in order: a piece covers what is too long of the one before
+        flat_gradient = _paste(flat_gradient, dw, offset)
     return Outcome(loss, out, flat_gradient)
 
 
@@ -127,12 +131,11 @@ def _inputs(instruction: Instruction, registers: dict[int, Array], dropout_key: 
     return inputs
 
 
-def _pull_back(block: Block, w: Array, g: Array, inputs: list[Array]) -> tuple[Array | None, Sequence[Array]]:
-    """Gradients of a block's weights (None if it has none) and inputs."""
+def _pull_back(block: Block, w: Array, g: Array, inputs: list[Array]) -> tuple[Array, Sequence[Array]]:
+    """Gradients of a block's piece of the flat vector, and of its inputs."""
     if isinstance(block, blocks.Add):
-        return None, (g, g)
-    dw, dxs = _backward(block, w, g, *inputs)
-    return (dw if block.shapes else None), dxs
+        return w, (g, g)
+    return _backward(block, w, g, *inputs)
 
 
 # -- compiled functions: one program per block (or size) and shape of its arrays --------------------------------

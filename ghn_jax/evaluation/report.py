@@ -1,0 +1,192 @@
+"""Evaluates a GHN on a split of architectures, architecture by architecture, into a file that a later run goes on from."""
+
+import dataclasses
+import json
+import pathlib
+import sys
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from datasets import images
+from ghn_jax import compilation, pretrained, sampling
+from ghn_jax.evaluation.accuracy import predict_flat, summarize, top1
+from ghn_jax.executor.program import Lowered
+from ghn_jax.lowering import lower
+from ghn_jax.templates import deepnets_templates
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateOptions:
+    """Predicts the parameters of architectures and tests them on images, without any gradient step.
+
+    An interrupted evaluation goes on where it stopped when the same command is run again.
+    """
+
+    ckpt: str = "ghn2-digits"
+    """A bundled GHN, a .safetensors file, or the work directory of a training run."""
+    dataset: str | None = None
+    """Images to test on [those the GHN was trained on]."""
+    data_dir: pathlib.Path | None = None
+    """TFDS directory with the prepared dataset; digits needs none."""
+    split: str = "test"
+    """val, test, wide, deep, dense, bnfree, search, predefined or train."""
+    num_archs: int | None = None
+    """Only the first so many architectures of the split."""
+    arch: str | None = None
+    """One architecture: its index in the split, or darts, pdarts, resnet50, vit."""
+    channels: int | None = None
+    """Overrides the channels that the split draws for its architectures."""
+    seed: int = 0
+    """Of the sampled splits."""
+    results: pathlib.Path | None = None
+    """JSON lines, one an architecture [runs/eval/CKPT-DATASET-SPLIT.jsonl]."""
+    compilation_cache: pathlib.Path | None = None
+    """Where compiled programs are kept between runs [~/.cache/ghn_jax/xla]."""
+
+
+def evaluate(options: EvaluateOptions) -> None:
+    """Evaluates, prints a table and a summary, and appends to the results file.
+
+    Raises ValueError for unknown names, an index outside the split, a GHN that does not fit the dataset, and results of
+    another evaluation.
+    """
+    compilation.use_persistent_cache(options.compilation_cache)
+    selected = _architectures(options)
+    ghn = pretrained.load(options.ckpt)
+    name = options.dataset or ghn.info.get("dataset", "digits")
+    dataset = images.load(name, str(options.data_dir) if options.data_dir else None)
+    if dataset.num_classes != ghn.config.num_classes:
+        raise ValueError(
+            f"`ckpt` (={options.ckpt!r}) predicts {ghn.config.num_classes} classes and `dataset` (={name!r}) has "
+            f"{dataset.num_classes}: choose a GHN trained for that many"
+        )
+    held_out = dataset.val if options.split == "val" else dataset.test
+    path = options.results or _default_path(options, name)
+    header = {
+        "ckpt": options.ckpt,
+        "weights": _checksum(ghn.params),
+        "dataset": name,
+        "images": len(held_out.images),
+        "split": options.split,
+        "seed": options.seed,
+        "channels": options.channels,
+    }
+    done = _open_results(path, header)
+
+    templates = deepnets_templates(ghn.config, dataset.image_size)
+    print(f"{options.ckpt} {_training(ghn.info)}: {len(selected)} of {options.split} on {len(held_out.images)} {name} images")
+    print(f"{'arch':>10}  {'parameters':>10}  {'top-1 %':>7}  {'predict s':>9}  {'test s':>6}", flush=True)
+    for key, make in selected:
+        if key not in done:
+            network = make(dataset.num_classes, dataset.image_size)
+            start = time.monotonic()
+            flat = jax.block_until_ready(predict_flat(ghn.config, ghn.params, network, templates))
+            predicted = time.monotonic()
+            accuracy = top1(network, flat, dataset, held_out)
+            done[key] = {
+                "arch": key,
+                "parameters": network.num_parameters,
+                "top1": accuracy,
+                "predict_seconds": round(predicted - start, 4),
+                "test_seconds": round(time.monotonic() - predicted, 3),
+            }
+            _append(path, done[key])
+        row = done[key]
+        print(
+            f"{key:>10}  {row['parameters']:>10,}  {row['top1']:>7.2f}  {row['predict_seconds']:>9.3f}  "
+            f"{row['test_seconds']:>6.1f}",
+            flush=True,
+        )
+    keys = [key for key, _ in selected]
+    summary = summarize([done[key]["top1"] for key in keys], keys)
+    print(
+        f"top-1 {summary.mean:.1f} ± {summary.standard_error:.1f} % (mean ± standard error of {len(keys)}), "
+        f"max {summary.best:.1f} % at {summary.best_index} -> {path}"
+    )
+
+
+Maker = Callable[[int, int], Lowered]
+
+
+def _architectures(options: EvaluateOptions) -> list[tuple[str, Maker]]:
+    """The chosen architectures: a key, and a function (classes, image size) -> network."""
+    if options.num_archs is not None and options.num_archs < 1:
+        raise ValueError(f"`num_archs` (={options.num_archs}) must be at least 1")
+    if options.channels is not None and (options.channels < 16 or options.channels % 16):
+        raise ValueError(f"`channels` (={options.channels}) must be a positive multiple of 16")
+    if options.arch is not None and not options.arch.isdigit():
+        return [(options.arch.lower(), _named(options.arch))]
+    if options.split == "predefined":
+        return [(name, _named(name)) for name in sampling.PREDEFINED]
+    first = int(options.arch or 0)
+    sampling.sample(options.split, first)  # raises for an unknown split, or an index outside it
+    last = first + 1 if options.arch else min(options.num_archs or sys.maxsize, sampling.SPLITS[options.split].size)
+    return [(str(index), _sampled(options, index)) for index in range(first, last)]
+
+
+def _named(name: str) -> Maker:
+    sampling.named(name)  # raises for an unknown name
+    return lambda num_classes, image_size: sampling.named(name, num_classes, image_size)
+
+
+def _sampled(options: EvaluateOptions, index: int) -> Maker:
+    def make(num_classes: int, image_size: int) -> Lowered:
+        arch = sampling.sample(options.split, index, options.seed, image_size)
+        arch = dataclasses.replace(arch, C=options.channels or arch.C)
+        return lower(arch, num_classes, image_size)
+
+    return make
+
+
+def _default_path(options: EvaluateOptions, dataset: str) -> pathlib.Path:
+    part = f"-C{options.channels}" if options.channels else ""
+    stem = pathlib.Path(options.ckpt).resolve().stem
+    return pathlib.Path("runs", "eval", f"{stem}-{dataset}-{options.split}{part}-seed{options.seed}.jsonl")
+
+
+def _checksum(params: Any) -> str:
+    crc = 0
+    for leaf in jax.tree.leaves(params):
+        crc = zlib.crc32(np.ascontiguousarray(leaf).tobytes(), crc)
+    return f"{crc:08x}"
+
+
+def _training(info: dict[str, Any]) -> str:
+    return f"(trained for {info['steps']} steps on {info['dataset']})" if "steps" in info else "(training unknown)"
+
+
+def _open_results(path: pathlib.Path, header: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Results so far, by architecture; begins the file if there is none."""
+    records = list(_records(path))
+    if not records:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(header) + "\n")
+        return {}
+    if records[0] != header:
+        different = [k for k in header if records[0].get(k) != header[k]]
+        raise ValueError(
+            f"`results` (={str(path)!r}) holds another evaluation (its {', '.join(different)} differ): "
+            "give another --results, or remove the file"
+        )
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))  # drops a line cut short
+    return {record["arch"]: record for record in records[1:]}
+
+
+def _records(path: pathlib.Path) -> Iterator[dict[str, Any]]:
+    if not path.exists():
+        return
+    for line in path.read_text().split("\n")[:-1]:
+        try:
+            yield json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"`results` (={str(path)!r}) is damaged ({error}): remove it or give another") from error
+
+
+def _append(path: pathlib.Path, record: dict[str, Any]) -> None:
+    with path.open("a") as file:
+        file.write(json.dumps(record) + "\n")
