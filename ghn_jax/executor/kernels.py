@@ -34,7 +34,11 @@ def convolution(x: Map, w: Float[Array, "kh kw channel out"], stride: Pair, padd
     """A dense convolution; `stride` and `padding` (on both sides) are (vertical, horizontal)."""
     if w.shape[:2] == (1, 1) and padding == (0, 0):
         return pointwise(x[:, :: stride[0], :: stride[1]], w[0, 0])
-    return _dense_convolution(x, w, stride, padding) if _on_cpu() else _native(x, w, stride, padding)
+    if not _on_cpu():
+        return _native(x, w, stride, padding)
+    if min(w.shape[:2]) > max(x.shape[1:3]):
+        return _unrolled_convolution(x, w, stride, padding)
+    return _dense_convolution(x, w, stride, padding)
 
 
 def _native(x: Map, w: Array, stride: Pair, padding: Pair, dilation: int = 1, groups: int = 1) -> Map:
@@ -42,6 +46,22 @@ def _native(x: Map, w: Array, stride: Pair, padding: Pair, dilation: int = 1, gr
     return lax.conv_general_dilated(
         x, w, stride, sides, rhs_dilation=(dilation, dilation), dimension_numbers=_NHWC, feature_group_count=groups
     )
+
+
+def _unrolled_convolution(x: Map, w: Array, stride: Pair, padding: Pair) -> Map:
+    """A kernel larger than the map joins every pixel with nearly every other: the product with one matrix."""
+    batch, height, width, channels = x.shape
+    out = [(x.shape[1 + i] + 2 * padding[i] - w.shape[i]) // stride[i] + 1 for i in range(2)]
+    padded = jnp.pad(w, ((height, height), (width, width), (0, 0), (0, 0)))
+
+    def taps(row: int, column: int) -> Array:
+        """The kernel as the output pixel (row, column) lays it over the map."""
+        y, x = height + padding[0] - row * stride[0], width + padding[1] - column * stride[1]
+        return padded[y : y + height, x : x + width]
+
+    matrix = jnp.stack([taps(row, column) for row in range(out[0]) for column in range(out[1])], axis=3)
+    features = height * width * channels
+    return (x.reshape(batch, features) @ matrix.reshape(features, -1)).reshape(batch, *out, -1)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import optax
 import orbax.checkpoint as ocp
 
 from ghn_jax.config import GHNConfig
@@ -79,7 +80,8 @@ def load_run(workdir: pathlib.Path) -> TrainedGHN:
         raise ValueError(f"`ckpt` (={str(workdir)!r}) holds no whole checkpoint yet: train for longer")
     meta = checkpoints.meta(best)
     config = config_from_dict(meta["config"])
-    like = jax.eval_shape(lambda: init_state(config, make_optimizer(1e-3, 0.0, 1.0), jax.random.key(0)))
+    optimizer = make_optimizer(optax.constant_schedule(1e-3), 0.0, 1.0)  # as in training, up to numbers
+    like = jax.eval_shape(lambda: init_state(config, optimizer, jax.random.key(0)))
     state = checkpoints.restore(like, best)
     return TrainedGHN(config, jax.tree.map(np.asarray, state.params), meta["info"])
 
