@@ -93,7 +93,9 @@ class Genotype(NamedTuple):
                     )
             states = 2 + len(edges) // 2
             if not concat or not all(2 <= index < states for index in concat):
-                raise ValueError(f"`genotype.{cell}_concat` (={concat}) must list states from 2 to {states - 1}")
+                raise ValueError(
+                    f"`genotype.{cell}_concat` (={concat}) must list states from 2 to {states - 1}"
+                )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -33,12 +33,16 @@ def from_state_dict(config: GHNConfig, state: Mapping[str, Tensor]) -> dict[str,
     entries = _entries(config)
     unknown = set(state) - set(entries)
     if unknown:
-        raise ValueError(f"`state` has {sorted(unknown)[0]!r}, which a GHN of this configuration lacks: {config}")
+        raise ValueError(
+            f"`state` has {sorted(unknown)[0]!r}, which a GHN of this configuration lacks: {config}"
+        )
     params: dict[str, Any] = {}
     for name, entry in entries.items():
         if name not in state or tuple(state[name].shape) != entry.shape:
             got = tuple(state[name].shape) if name in state else "nothing"
-            raise ValueError(f"`state[{name!r}]` must have shape {entry.shape}, got {got}: choose another preset")
+            raise ValueError(
+                f"`state[{name!r}]` must have shape {entry.shape}, got {got}: choose another preset"
+            )
         *parents, leaf = entry.path
         tree = params
         for parent in parents:
@@ -70,7 +74,9 @@ def _entries(config: GHNConfig) -> dict[str, _Entry]:
     def raw(name: str, path: tuple[str, ...], *shape: int) -> None:
         entries[name] = _Entry(path, shape, lambda t: t, lambda t: t)
 
-    def dense(name: str, path: tuple[str, ...], inputs: int, outputs: int, conv: bool = False, leaf: str = "") -> None:
+    def dense(
+        name: str, path: tuple[str, ...], inputs: int, outputs: int, conv: bool = False, leaf: str = ""
+    ) -> None:
         """A linear layer, or a 1x1 convolution; `leaf` prefixes the names of its two arrays."""
         shape = (outputs, inputs, 1, 1) if conv else (outputs, inputs)
         weight, bias = (f"{leaf}weight", f"{leaf}bias") if leaf else ("kernel", "bias")

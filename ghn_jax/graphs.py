@@ -7,7 +7,7 @@ path of length 2 to 50 between them.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jraph
 import numpy as np
@@ -109,15 +109,15 @@ class PadSize(NamedTuple):
 def to_graphs_tuple(graph: Graph, hops: UInt8[np.ndarray, "node node"], shape_indices) -> jraph.GraphsTuple:
     """One graph, with virtual edges where `hops` > 1, as a GraphsTuple; see GraphBatch for its features."""
     senders, receivers = np.nonzero(hops)
-    return jraph.GraphsTuple(
-        nodes={"primitive": graph.primitives, "shape": shape_indices},
-        edges=hops[senders, receivers].astype(np.int32),
-        senders=senders.astype(np.int32),
-        receivers=receivers.astype(np.int32),
-        globals=None,
-        n_node=np.array([graph.num_nodes], np.int32),
-        n_edge=np.array([len(senders)], np.int32),
-    )
+    arrays: dict[str, Any] = {  # jraph's annotations know jax arrays only
+        "nodes": {"primitive": graph.primitives, "shape": shape_indices},
+        "edges": hops[senders, receivers].astype(np.int32),
+        "senders": senders.astype(np.int32),
+        "receivers": receivers.astype(np.int32),
+        "n_node": np.array([graph.num_nodes], np.int32),
+        "n_edge": np.array([len(senders)], np.int32),
+    }
+    return jraph.GraphsTuple(**arrays, globals=None)
 
 
 def pad_size(num_nodes: Sequence[int], num_edges: Sequence[int]) -> PadSize:

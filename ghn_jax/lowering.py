@@ -125,7 +125,9 @@ def _cell(
     return build.concatenate([states[i] for i in concat])
 
 
-def _operation(build: Builder, arch: Architecture, op: str, x: Value, out: Axis, stride: int, name: str) -> Value:
+def _operation(
+    build: Builder, arch: Architecture, op: str, x: Value, out: Axis, stride: int, name: str
+) -> Value:
     if op == "none":
         return build.nothing(out, -(-x.size // stride))
     if op == "skip_connect":
@@ -147,7 +149,9 @@ def _operation(build: Builder, arch: Architecture, op: str, x: Value, out: Axis,
     if kind in ("max_pool", "avg_pool"):
         return build.pool(x, kind[:3], stride)
     if kind == "conv":
-        return _norm(build, arch, build.conv(x, out, f"{name}.op.1", (k, k), (stride, stride)), f"{name}.op.2")
+        return _norm(
+            build, arch, build.conv(x, out, f"{name}.op.1", (k, k), (stride, stride)), f"{name}.op.2"
+        )
     if kind == "dil_conv":
         x = build.separable_conv(x, out, (f"{name}.op.1", f"{name}.op.2"), k, 2, stride)
         return _norm(build, arch, x, f"{name}.op.3")

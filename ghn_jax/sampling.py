@@ -106,7 +106,9 @@ class MetaBatch(NamedTuple):
     networks: tuple[Lowered, ...]
 
 
-def meta_batch(seed: int, step: int, size: int, num_classes: int = 10, image_size: int = CIFAR_SIZE) -> MetaBatch:
+def meta_batch(
+    seed: int, step: int, size: int, num_classes: int = 10, image_size: int = CIFAR_SIZE
+) -> MetaBatch:
     """The training architectures of a step: a pure function of (seed, step), within MAX_NODES.
 
     Raises ValueError if `size` is so large that the graphs can hardly fit.
@@ -124,7 +126,9 @@ def meta_batch(seed: int, step: int, size: int, num_classes: int = 10, image_siz
                 break
         else:
             return MetaBatch(indices, tuple(networks))
-    raise ValueError(f"`meta_batch_size` (={size}) is too large: its graphs exceed {MAX_NODES} nodes; lower it")
+    raise ValueError(
+        f"`meta_batch_size` (={size}) is too large: its graphs exceed {MAX_NODES} nodes; lower it"
+    )
 
 
 def draw_width(rng: np.random.Generator, arch: Architecture, capacity: int) -> Architecture:
@@ -173,7 +177,12 @@ def _draw(rng: np.random.Generator, rules: Split) -> Architecture | None:
     has_conv = any("conv" in op for op in genotype.ops)
     vit, cse = "msa" in genotype.ops, "cse" in genotype.ops
     heavy = any(sum(op in ("conv_5x5", "conv_7x7") for op in ops) > 1 for ops in by_cell)
-    if heavy or any(ops.count("cse") > 1 for ops in by_cell) or (cse and not has_conv) or not (vit or has_conv):
+    if (
+        heavy
+        or any(ops.count("cse") > 1 for ops in by_cell)
+        or (cse and not has_conv)
+        or not (vit or has_conv)
+    ):
         return None
     mult = _choice(rng, (1, 2))
     stem_type = int(rng.integers(2))

@@ -158,7 +158,9 @@ def fit_rows(layout: Layout, shape: Shape, template: Template, bias: bool) -> In
     inside = channel_indices(layout.inputs or Axis(1, 1, 1))
     source = inside[None, :] * np.ones((height * width, 1), np.int32)
     if layout.flattened:  # input feature = channel * positions + position
-        source = np.where(inside == PADDING, PADDING, source * height * width + np.arange(height * width)[:, None])
+        source = np.where(
+            inside == PADDING, PADDING, source * height * width + np.arange(height * width)[:, None]
+        )
         position = np.zeros_like(position)
     if template.role == "vector":
         source = np.full_like(source, int(bias))

@@ -1,4 +1,4 @@
-"""Evaluates a GHN on a split of architectures, architecture by architecture, into a file that a later run goes on from."""
+"""Evaluates a GHN on a split of architectures, into a file that a later run goes on from."""
 
 import dataclasses
 import json
@@ -79,7 +79,10 @@ def evaluate(options: EvaluateOptions) -> None:
     done = _open_results(path, header)
 
     templates = deepnets_templates(ghn.config, dataset.image_size)
-    print(f"{options.ckpt} {_training(ghn.info)}: {len(selected)} of {options.split} on {len(held_out.images)} {name} images")
+    print(
+        f"{options.ckpt} {_training(ghn.info)}: {len(selected)} architectures of {options.split} "
+        f"on {len(held_out.images)} {name} images"
+    )
     print(f"{'arch':>10}  {'parameters':>10}  {'top-1 %':>7}  {'predict s':>9}  {'test s':>6}", flush=True)
     for key, make in selected:
         if key not in done:
@@ -125,7 +128,11 @@ def _architectures(options: EvaluateOptions) -> list[tuple[str, Maker]]:
         return [(name, _named(name)) for name in sampling.PREDEFINED]
     first = int(options.arch or 0)
     sampling.sample(options.split, first)  # raises for an unknown split, or an index outside it
-    last = first + 1 if options.arch else min(options.num_archs or sys.maxsize, sampling.SPLITS[options.split].size)
+    last = (
+        first + 1
+        if options.arch
+        else min(options.num_archs or sys.maxsize, sampling.SPLITS[options.split].size)
+    )
     return [(str(index), _sampled(options, index)) for index in range(first, last)]
 
 
@@ -157,7 +164,11 @@ def _checksum(params: Any) -> str:
 
 
 def _training(info: dict[str, Any]) -> str:
-    return f"(trained for {info['steps']} steps on {info['dataset']})" if "steps" in info else "(training unknown)"
+    return (
+        f"(trained for {info['steps']} steps on {info['dataset']})"
+        if "steps" in info
+        else "(training unknown)"
+    )
 
 
 def _open_results(path: pathlib.Path, header: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -184,7 +195,9 @@ def _records(path: pathlib.Path) -> Iterator[dict[str, Any]]:
         try:
             yield json.loads(line)
         except json.JSONDecodeError as error:
-            raise ValueError(f"`results` (={str(path)!r}) is damaged ({error}): remove it or give another") from error
+            raise ValueError(
+                f"`results` (={str(path)!r}) is damaged ({error}): remove it or give another"
+            ) from error
 
 
 def _append(path: pathlib.Path, record: dict[str, Any]) -> None:

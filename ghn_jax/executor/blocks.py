@@ -9,7 +9,7 @@ and stay zero since their weights are.
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import Literal, Protocol
+from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -24,37 +24,20 @@ Features = Float[Array, "batch channel"]
 Weights = Float[Array, " weight"]
 Shape = tuple[int, ...]
 
-block = dataclasses.dataclass(frozen=True, slots=True)
 
-
-class Block(Protocol):
-    """What every block offers: the shapes of its weights, and its function."""
-
-    @property
-    def shapes(self) -> tuple[Shape, ...]:
-        """Shape of each weight tensor; they lie one after the other in the block's weight vector."""
-        ...
-
-    def __call__(self, weights: Sequence[Array], *inputs: Array) -> Array:
-        """The block's output."""
-        ...
-
-    def __hash__(self) -> int: ...
-
-
-def apply(block: Block, weights: Weights, *inputs: Array) -> Array:
+def apply(block: "Block", weights: Weights, *inputs: Array) -> Array:
     """The block's output, given its weight vector; what follows the weights is ignored."""
     return block(_split(weights[: num_weights(block)], block.shapes), *inputs)
 
 
 @functools.cache
-def num_weights(block: Block) -> int:
+def num_weights(block: "Block") -> int:
     """Length of the block's weight vector."""
     return sum(int(np.prod(shape)) for shape in block.shapes)
 
 
 @functools.cache
-def piece_size(block: Block) -> int:
+def piece_size(block: "Block") -> int:
     """Length of the piece of a flat vector that is cut out for a block: the next of 0, 64, 128, 256, ..."""
     needed = num_weights(block)
     return next_size(needed, start=64) if needed else 0
@@ -66,7 +49,7 @@ def _split(weights: Weights, shapes: tuple[Shape, ...]) -> list[Array]:
     return [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
 
 
-@block
+@dataclasses.dataclass(frozen=True, slots=True)
 class Convolution:
     """[ReLU,] dense convolution; nothing is differentiated with respect to an image."""
 
@@ -90,7 +73,7 @@ class Convolution:
         return kernels.convolution(x, weights[0], self.stride, self.padding)
 
 
-@block
+@dataclasses.dataclass(frozen=True, slots=True)
 class SeparableConvolution:
     """ReLU, depthwise convolution, 1x1 convolution."""
 
@@ -111,7 +94,7 @@ class SeparableConvolution:
         return kernels.pointwise(x, weights[1])
 
 
-@block
+@dataclasses.dataclass(frozen=True, slots=True)
 class FactorizedReduction:
     """ReLU, two 1x1 convolutions of stride 2, the second shifted by one pixel; each makes half the channels."""
 
@@ -127,10 +110,12 @@ class FactorizedReduction:
         """A map of half the size."""
         x = jax.nn.relu(x)
         views = x[:, ::2, ::2], x[:, 1::2, 1::2]
-        return jnp.concatenate([kernels.pointwise(v, w) for v, w in zip(views, weights, strict=True)], axis=-1)
+        return jnp.concatenate(
+            [kernels.pointwise(v, w) for v, w in zip(views, weights, strict=True)], axis=-1
+        )
 
 
-@block
+@dataclasses.dataclass(frozen=True, slots=True)
 class BatchNorm:
     """Batch norm by the statistics of the batch."""
 
@@ -146,7 +131,7 @@ class BatchNorm:
         return kernels.batch_norm(x, *weights)
 
 
-@block
+@dataclasses.dataclass(frozen=True, slots=True)
 class Attention:
     """A transformer block on the pixels of a map: attention with 8 heads, then an MLP, both pre-norm and residual.
 
@@ -158,7 +143,7 @@ class Attention:
     channels: int
     padded: int
 
-    heads = 8
+    heads: ClassVar[int] = 8
 
     @property
     def shapes(self) -> tuple[Shape, ...]:
@@ -198,7 +183,7 @@ def _with_padding(x: Map, padded: int) -> Map:
     return jnp.concatenate([jnp.pad(half, pad) for half in jnp.split(x, 2, axis=-1)], axis=-1)
 
 
-@block
+@dataclasses.dataclass(frozen=True, slots=True)
 class SqueezeExcite:
     """Scales each channel by a gate computed from the channel means, then subsamples."""
 
@@ -219,7 +204,7 @@ class SqueezeExcite:
         return (x * gate[:, None, None])[:, :: self.stride, :: self.stride]
 
 
-@block
+@dataclasses.dataclass(frozen=True, slots=True)
 class PositionalEncoding:
     """Adds a learned map."""
 
@@ -236,7 +221,7 @@ class PositionalEncoding:
         return x + weights[0]
 
 
-@block
+@dataclasses.dataclass(frozen=True, slots=True)
 class Linear:
     """[ReLU,] a linear layer on flattened features; `classes` cuts the padding off the logits."""
 
@@ -257,13 +242,13 @@ class Linear:
         return (x @ weights[0] + weights[1])[:, : self.classes]
 
 
-@block
+@dataclasses.dataclass(frozen=True, slots=True)
 class Pool:
     """3x3 pooling, padding 1."""
 
     kind: Literal["max", "avg"]
     stride: int
-    shapes = ()
+    shapes: ClassVar[tuple[Shape, ...]] = ()
 
     def __call__(self, weights: Sequence[Array], x: Map) -> Map:
         """The pooled map."""
@@ -271,70 +256,91 @@ class Pool:
         return pool(x, self.stride)
 
 
-@block
+@dataclasses.dataclass(frozen=True, slots=True)
 class Subsample:
     """Keeps every other pixel."""
 
-    shapes = ()
+    shapes: ClassVar[tuple[Shape, ...]] = ()
 
     def __call__(self, weights: Sequence[Array], x: Map) -> Map:
         """A map of half the size."""
         return x[:, ::2, ::2]
 
 
-@block
+@dataclasses.dataclass(frozen=True, slots=True)
 class ReLU:
     """ReLU by itself, where networks other than cells have it after a sum."""
 
-    shapes = ()
+    shapes: ClassVar[tuple[Shape, ...]] = ()
 
     def __call__(self, weights: Sequence[Array], x: Map) -> Map:
         """The rectified map."""
         return jax.nn.relu(x)
 
 
-@block
+@dataclasses.dataclass(frozen=True, slots=True)
 class GlobalAverage:
     """The mean over all pixels."""
 
-    shapes = ()
+    shapes: ClassVar[tuple[Shape, ...]] = ()
 
     def __call__(self, weights: Sequence[Array], x: Map) -> Features:
         """One vector per image."""
         return x.mean((1, 2))
 
 
-@block
+@dataclasses.dataclass(frozen=True, slots=True)
 class Dropout:
     """Dropout with rate 0.5; its second input is a PRNG key. Left out of evaluation."""
 
-    shapes = ()
+    shapes: ClassVar[tuple[Shape, ...]] = ()
 
     def __call__(self, weights: Sequence[Array], x: Features, key: Array) -> Features:
         """The features, about half of them zero, the others doubled."""
         return jnp.where(jax.random.bernoulli(key, 0.5, x.shape), 2.0 * x, 0.0)
 
 
-@block
+@dataclasses.dataclass(frozen=True, slots=True)
 class Add:
     """The sum of two maps."""
 
-    shapes = ()
+    shapes: ClassVar[tuple[Shape, ...]] = ()
 
     def __call__(self, weights: Sequence[Array], x: Map, y: Map) -> Map:
         """The sum."""
         return x + y
 
 
-@block
+@dataclasses.dataclass(frozen=True, slots=True)
 class Concatenate:
     """Maps side by side along the channels; `zeros` marks the places of maps that are zero."""
 
     zeros: tuple[bool, ...]
-    shapes = ()
+    shapes: ClassVar[tuple[Shape, ...]] = ()
 
     def __call__(self, weights: Sequence[Array], *inputs: Map) -> Map:
         """The concatenated map."""
         rest = iter(inputs)
         zero = jnp.zeros_like(inputs[0])
         return jnp.concatenate([zero if is_zero else next(rest) for is_zero in self.zeros], axis=-1)
+
+
+Block = (
+    Convolution
+    | SeparableConvolution
+    | FactorizedReduction
+    | BatchNorm
+    | Attention
+    | SqueezeExcite
+    | PositionalEncoding
+    | Linear
+    | Pool
+    | Subsample
+    | ReLU
+    | GlobalAverage
+    | Dropout
+    | Add
+    | Concatenate
+)
+"""Every block has `shapes`, those of its weight tensors, which lie one after the other in its weight vector; it is
+called with a list of these tensors and its inputs."""

@@ -1,9 +1,9 @@
 """The layers that networks are made of, lowered for the platform: the only place that asks which one it is.
 
-Feature maps are [batch, height, width, channel]. On GPU and TPU the native convolutions and window reductions of XLA are right.
-On the CPU several of them are slow (a depthwise convolution 50 times, the gradient of a max-pool 5 times), so
-there they are written as shifted multiply-adds, products of matrices and transposed convolutions. Both forms
-compute the same function.
+Feature maps are [batch, height, width, channel]. On GPU and TPU the native convolutions and window reductions
+of XLA are right. On the CPU several of them are slow (a depthwise convolution 50 times, the gradient of a
+max-pool 5 times), so there they are written as shifted multiply-adds, products of matrices and transposed
+convolutions. Both forms compute the same function.
 """
 
 import functools
@@ -44,7 +44,13 @@ def convolution(x: Map, w: Float[Array, "kh kw channel out"], stride: Pair, padd
 def _native(x: Map, w: Array, stride: Pair, padding: Pair, dilation: int = 1, groups: int = 1) -> Map:
     sides = [(p, p) for p in padding]
     return lax.conv_general_dilated(
-        x, w, stride, sides, rhs_dilation=(dilation, dilation), dimension_numbers=_NHWC, feature_group_count=groups
+        x,
+        w,
+        stride,
+        sides,
+        rhs_dilation=(dilation, dilation),
+        dimension_numbers=_NHWC,
+        feature_group_count=groups,
     )
 
 
@@ -90,7 +96,9 @@ def _dense_backward(stride, padding, residuals, g):
     )
     dilated = g
     if stride != (1, 1):
-        dilated = lax.pad(g, 0.0, ((0, 0, 0), (0, rest[0], stride[0] - 1), (0, rest[1], stride[1] - 1), (0, 0, 0)))
+        dilated = lax.pad(
+            g, 0.0, ((0, 0, 0), (0, rest[0], stride[0] - 1), (0, rest[1], stride[1] - 1), (0, 0, 0))
+        )
         padded = jnp.pad(x, ((0, 0), (padding[0],) * 2, (padding[1],) * 2, (0, 0)))
         heights, widths = ((g.shape[1 + i] - 1) * stride[i] + 1 for i in range(2))
         shifts = [
@@ -163,7 +171,12 @@ def _shifts(padded: Map, kernel: int, dilation: int, stride: int, out: int):
     """The views of a padded map that meet each tap of a kernel, with the tap."""
     span = stride * (out - 1) + 1
     return [
-        ((i, j), padded[:, i * dilation : i * dilation + span : stride, j * dilation : j * dilation + span : stride])
+        (
+            (i, j),
+            padded[
+                :, i * dilation : i * dilation + span : stride, j * dilation : j * dilation + span : stride
+            ],
+        )
         for i in range(kernel)
         for j in range(kernel)
     ]
@@ -242,7 +255,9 @@ def layer_norm(x: Float[Array, "... channel"], scale: Vector, bias: Vector) -> F
     return centred * lax.rsqrt(variance + _EPSILON) * scale + bias
 
 
-def attention(q: Float[Array, "batch token head c"], k: Array, v: Array) -> Float[Array, "batch token head c"]:
+def attention(
+    q: Float[Array, "batch token head c"], k: Array, v: Array
+) -> Float[Array, "batch token head c"]:
     """Softmax attention, head by head."""
     batch, tokens, heads, width = q.shape
 
@@ -251,8 +266,7 @@ def attention(q: Float[Array, "batch token head c"], k: Array, v: Array) -> Floa
         return jax.nn.softmax((q * width**-0.5) @ k.T, axis=-1) @ v
 
     split = [t.transpose(0, 2, 1, 3).reshape(batch * heads, tokens, width) for t in (q, k, v)]
-    if _on_cpu():  # one token matrix at a time stays in cache, and is recomputed rather than kept
-        out = lax.map(jax.checkpoint(one), tuple(split))
-    else:
-        out = jax.vmap(one)(tuple(split))
+    # on the CPU one matrix of attention at a time stays in cache, and is recomputed rather than kept
+    mapped = functools.partial(lax.map, jax.checkpoint(one)) if _on_cpu() else jax.vmap(one)
+    out = mapped(tuple(split))
     return out.reshape(batch, heads, tokens, width).transpose(0, 2, 1, 3)

@@ -129,7 +129,9 @@ class Builder:
             size = x.size
         return self._emit(block, (x,), (weight,), (node,), out, size)
 
-    def separable_conv(self, x: Value, out: Axis, names: tuple[str, str], kernel: int, dilation: int, stride: int):
+    def separable_conv(
+        self, x: Value, out: Axis, names: tuple[str, str], kernel: int, dilation: int, stride: int
+    ):
         """ReLU, depthwise convolution, 1x1 convolution."""
         depthwise, pointwise = (f"{name}.weight" for name in names)
         primitive = "dil_conv" if dilation > 1 else "sep_conv"
@@ -158,7 +160,9 @@ class Builder:
     def batch_norm(self, x: Value, name: str) -> Value:
         """Batch norm."""
         node, weights = self._norm("bn", x.sources, x.channels, name)
-        return self._emit(blocks.BatchNorm(x.channels.padded_size), (x,), weights, (node,), x.channels, x.size)
+        return self._emit(
+            blocks.BatchNorm(x.channels.padded_size), (x,), weights, (node,), x.channels, x.size
+        )
 
     def attention(self, x: Value, name: str) -> Value:
         """A transformer block: ln1, qkv, msa, output, sum, ln2, MLP, sum."""
@@ -250,7 +254,11 @@ class Builder:
     # -- the graph and the program ---------------------------------------------------------------------------
 
     def _node(
-        self, primitive: str, predecessors: tuple[int, ...], name: str | None = None, shape: Shape | None = None
+        self,
+        primitive: str,
+        predecessors: tuple[int, ...],
+        name: str | None = None,
+        shape: Shape | None = None,
     ) -> int:
         self._nodes.append(_Node(_PRIMITIVE[primitive], name, shape, predecessors))
         return len(self._nodes) - 1
@@ -267,7 +275,9 @@ class Builder:
         layout = Layout((1, 1), None, channels)
         return node, tuple(_Weight(f"{name}.{kind}", shape, node, layout) for kind in ("weight", "bias"))
 
-    def _linear(self, sources: tuple[int, ...], inputs: Axis, out: Axis, name: str, bias: bool = True, size: int = 1):
+    def _linear(
+        self, sources: tuple[int, ...], inputs: Axis, out: Axis, name: str, bias: bool = True, size: int = 1
+    ):
         shape = (out.size, inputs.size * size**2)
         node = self._node("conv", sources, f"{name}.weight", shape)
         weights = [_Weight(f"{name}.weight", shape, node, Layout((size, size), inputs, out, flattened=True))]

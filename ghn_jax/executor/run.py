@@ -1,7 +1,7 @@
 """Runs a program: each block is compiled once for all networks that contain it.
 
-A tape walks the program forward, keeps the registers, and walks it back. Inside a block the backward pass computes again
-what it needs from the block's inputs, so registers are all that is kept.
+A tape walks the program forward, keeps the registers, and walks it back. Inside a block the backward pass
+computes again what it needs from the block's inputs, so registers are all that is kept.
 """
 
 import functools
@@ -90,7 +90,9 @@ def loss_and_gradient(
     weights = load_weights(program, flat)
     registers = {IMAGE: images}
     for instruction, w in zip(program, weights, strict=True):
-        registers[instruction.output] = _forward(instruction.block, w, *_inputs(instruction, registers, dropout_key))
+        registers[instruction.output] = _forward(
+            instruction.block, w, *_inputs(instruction, registers, dropout_key)
+        )
 
     output = program[-1].output
     loss, out, gradient = _loss(registers[output], labels, label_smoothing)
@@ -158,7 +160,9 @@ def _backward(block: Block, w: Array, g: Array, *inputs: Array) -> tuple[Array, 
 @functools.partial(jax.jit, static_argnums=2)
 def _loss(out: Logits, labels: Array, label_smoothing: float) -> tuple[Array, Logits, Array]:
     def cross_entropy(out: Logits) -> Array:
-        target = jax.nn.one_hot(labels, out.shape[-1]) * (1.0 - label_smoothing) + label_smoothing / out.shape[-1]
+        target = (
+            jax.nn.one_hot(labels, out.shape[-1]) * (1.0 - label_smoothing) + label_smoothing / out.shape[-1]
+        )
         return -(target * jax.nn.log_softmax(out)).sum(-1).mean()
 
     loss, gradient = jax.value_and_grad(cross_entropy)(out)

@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from ghn_jax.config import GHNConfig
@@ -135,11 +136,11 @@ def _backward(spec: DecoderSpec, residuals, gradient: Rows):
 decode.defvjp(_forward, _backward)
 
 
-def _num_chunks(plan: Plan, t: int, template: Template) -> Array:
+def _num_chunks(plan: Plan, t: int, template: Template) -> ArrayLike:
     return (plan.starts[t + 1] - plan.starts[t]) // template.chunk
 
 
-def _num_gathers(plan: Plan) -> Array:
+def _num_gathers(plan: Plan) -> ArrayLike:
     return -(-plan.num_rows // ROWS_PER_STEP)
 
 
@@ -187,7 +188,10 @@ def _decode_template(
     x = x @ last.reshape(last.shape[0], -1) + w["decoder.conv.2.bias"].reshape(-1)
     if template.role == "class_weight":
         x = x.reshape(len(h), *last.shape[1:])  # node, in, out
-        x = jax.nn.relu(x) @ w["decoder.class_layer_predictor.1.weight"] + w["decoder.class_layer_predictor.1.bias"]
+        x = (
+            jax.nn.relu(x) @ w["decoder.class_layer_predictor.1.weight"]
+            + w["decoder.class_layer_predictor.1.bias"]
+        )
         x = _pad_classes(x, template)
     return (x.reshape(len(h), -1) * scales[:, None]).reshape(-1, ROW)
 

@@ -4,7 +4,7 @@
 [2] Knyazev et al., Parameter Prediction for Unseen Deep Architectures, NeurIPS 2021.
 """
 
-from typing import Any
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -42,7 +42,7 @@ class GHN(nn.Module):
         tables = shape_tables(config.num_classes, config.max_kernel)
         self.primitive_embedding = Embedding(len(PRIMITIVES), config.hidden)
         self.shape_encoder = ShapeEncoder(tables, config.hidden)
-        self.gnn = (
+        self.gnn: Any = (
             GatedGNN(config.virtual_edges)
             if config.hypernet == "gatedgnn"
             else MLP((config.hidden, config.hidden))
@@ -59,7 +59,8 @@ class GHN(nn.Module):
         """
         num_graphs = graphs.n_node.shape[0] - 1
         place = _dense_places(graphs, max_nodes)
-        nodes = self.primitive_embedding(graphs.nodes["primitive"]) + self.shape_encoder(graphs.nodes["shape"])
+        features = cast(dict[str, Array], graphs.nodes)
+        nodes = self.primitive_embedding(features["primitive"]) + self.shape_encoder(features["shape"])
         dense = jnp.zeros((num_graphs * max_nodes, nodes.shape[-1]), nodes.dtype)
         dense = dense.at[place].set(nodes, mode="drop").reshape(num_graphs, max_nodes, -1)
         if self.config.hypernet == "gatedgnn":
@@ -84,7 +85,7 @@ class GHN(nn.Module):
 
 def _dense_places(graphs: jraph.GraphsTuple, max_nodes: int) -> Array:
     """Place of each node when every graph takes `max_nodes`; out of range for padding nodes."""
-    total = graphs.nodes["primitive"].shape[0]
+    total = cast(dict[str, Array], graphs.nodes)["primitive"].shape[0]
     graph = jnp.repeat(jnp.arange(len(graphs.n_node)), graphs.n_node, total_repeat_length=total)
     first = jnp.cumsum(graphs.n_node) - graphs.n_node
     place = graph * max_nodes + jnp.arange(total) - first[graph]
@@ -108,6 +109,7 @@ def init_params(config: GHNConfig, key: Array) -> dict[str, Any]:
     graphs, plan = batch([encode(network, config)]), make_plan(network, config, templates)
 
     def init(key: Array) -> dict[str, Any]:
-        return GHN(config).init(key, graphs.graphs, graphs.max_nodes, plan, templates)["params"]
+        variables = GHN(config).init(key, graphs.graphs, graphs.max_nodes, plan, templates)
+        return cast(dict[str, Any], variables["params"])
 
     return jax.jit(init)(key)  # jitted, what initialisation does not need is never run

@@ -87,9 +87,12 @@ class CellNetwork(nn.Module):
         stride = 2 if imagenet else 1
         x = batch_norm(conv(arch.C // 2, arch.ks, "stem0.0", stride)(images), arch.norm, "stem0.1")
         x = batch_norm(conv(arch.C, 3, "stem0.3", stride)(nn.relu(x)), arch.norm, "stem0.4")
+        # The public second half rectifies its input in place, so the cell sees that too. It matters
+        # without preprocessing only, which else begins with a ReLU.
+        x = nn.relu(x)
         if not both:
             return x, None
-        return x, batch_norm(conv(arch.C, 3, "stem1.1", stride=2)(nn.relu(x)), arch.norm, "stem1.2")
+        return x, batch_norm(conv(arch.C, 3, "stem1.1", stride=2)(x), arch.norm, "stem1.2")
 
     def _classifier(self, x: Map, train: bool) -> Float[Array, "batch label"]:
         arch = self.arch

@@ -55,15 +55,21 @@ def load(source: str | pathlib.Path) -> TrainedGHN:
             raise unknown_name("ckpt", source, [*bundled(), "the path of a run or a .safetensors file"])
         path = _HERE / f"{source}.safetensors"
     if not path.exists():
-        raise ValueError(f"`ckpt` (={str(source)!r}) does not exist: give a bundled name ({', '.join(bundled())}) or a path")
+        raise ValueError(
+            f"`ckpt` (={str(source)!r}) does not exist: give a bundled name ({', '.join(bundled())}) or a path"
+        )
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
             header = file.metadata() or {}
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except (safetensors.SafetensorError, OSError) as error:
-        raise ValueError(f"`ckpt` (={str(path)!r}) is damaged or no safetensors file ({error}): get it again") from error
+        raise ValueError(
+            f"`ckpt` (={str(path)!r}) is damaged or no safetensors file ({error}): get it again"
+        ) from error
     if header.get("format") != _FORMAT:
-        raise ValueError(f"`ckpt` (={str(path)!r}) has no GHN configuration: save it with `ghn_jax.pretrained.save`")
+        raise ValueError(
+            f"`ckpt` (={str(path)!r}) has no GHN configuration: save it with `ghn_jax.pretrained.save`"
+        )
     config = config_from_dict(json.loads(header["config"]))
     return TrainedGHN(config, from_state_dict(config, state), json.loads(header["info"]))
 

@@ -29,7 +29,9 @@ class RunCheckpoints:
 
     def _open(self, kind: str) -> ocp.CheckpointManager:
         keep = 2 if kind == _LATEST else 1
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=False, create=True)
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep, enable_async_checkpointing=False, create=True
+        )
         return ocp.CheckpointManager(self._root / kind, options=options, item_names=("state", "meta"))
 
     def save(self, state: TrainState, meta: dict[str, Any], best: bool = False) -> None:
@@ -60,7 +62,9 @@ class RunCheckpoints:
         step = manager.latest_step()
         try:
             return manager.restore(step, args=ocp.args.Composite(**args))
-        except Exception as error:  # orbax raises many kinds for a damaged file; all mean the same to the user
+        except (
+            Exception
+        ) as error:  # orbax raises many kinds for a damaged file; all mean the same to the user
             raise ValueError(
                 f"checkpoint {self._root}/{_BEST if best else _LATEST}/{step} is damaged ({type(error).__name__}): "
                 "remove that folder to go on from the one before, or start anew in another --workdir"
@@ -73,7 +77,9 @@ def load_run(workdir: pathlib.Path) -> TrainedGHN:
     Raises ValueError if there is no whole checkpoint.
     """
     if not (workdir / "checkpoints").is_dir():
-        raise ValueError(f"`ckpt` (={str(workdir)!r}) holds no checkpoints: give the --workdir of a training run")
+        raise ValueError(
+            f"`ckpt` (={str(workdir)!r}) holds no checkpoints: give the --workdir of a training run"
+        )
     checkpoints = RunCheckpoints(workdir)
     best = checkpoints._managers[_BEST].latest_step() is not None
     if not best and checkpoints.latest_step() is None:

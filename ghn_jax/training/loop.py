@@ -21,7 +21,6 @@ from ghn_jax.lowering import lower
 from ghn_jax.templates import deepnets_templates
 from ghn_jax.training import meta, prepare
 from ghn_jax.training.checkpoint import RunCheckpoints, config_dict
-from ghn_jax.training.meta import TrainState
 from ghn_jax.training.options import TrainOptions
 
 _VAL_IMAGES = 10 * BATCH_SIZE
@@ -52,7 +51,9 @@ def train(options: TrainOptions) -> None:
     # -- data and model --------------------------------------------------------------------------------------
     dataset = images.load(options.dataset, str(options.data_dir) if options.data_dir else None)
     if options.batch_size > len(dataset.train.images):
-        raise ValueError(f"`batch_size` (={options.batch_size}) exceeds the {len(dataset.train.images)} training images")
+        raise ValueError(
+            f"`batch_size` (={options.batch_size}) exceeds the {len(dataset.train.images)} training images"
+        )
     steps_per_epoch = len(dataset.train.images) // options.batch_size
     horizon = options.epochs * steps_per_epoch
     last_step = min(horizon, options.steps or horizon)
@@ -94,6 +95,7 @@ def train(options: TrainOptions) -> None:
     next_images = _image_stream(dataset, options.batch_size)
 
     def make_batch(step: int) -> prepare.PreparedBatch:
+        assert options.meta_batch_size
         drawn = sampling.meta_batch(
             options.seed, step, options.meta_batch_size, dataset.num_classes, dataset.image_size
         )
@@ -143,7 +145,10 @@ def train(options: TrainOptions) -> None:
                 )
             if (step + 1) % options.checkpoint_every == 0 or step + 1 == last_step:
                 save()
-    print(f"done: {last_step} steps, best val top-1 {progress['best_top1']:.1f}%, in {options.workdir}", flush=True)
+    print(
+        f"done: {last_step} steps, best val top-1 {progress['best_top1']:.1f}%, in {options.workdir}",
+        flush=True,
+    )
 
 
 def _check_same_run(options: TrainOptions, saved: dict[str, Any]) -> None:
@@ -156,7 +161,9 @@ def _check_same_run(options: TrainOptions, saved: dict[str, Any]) -> None:
         )
 
 
-def _info(options: TrainOptions, dataset: ImageDataset, step: int, progress: dict[str, Any]) -> dict[str, Any]:
+def _info(
+    options: TrainOptions, dataset: ImageDataset, step: int, progress: dict[str, Any]
+) -> dict[str, Any]:
     """How weights were made, to be kept beside them."""
     return options.identity() | {"steps": step, "architectures": step * (options.meta_batch_size or 0)}
 
@@ -175,7 +182,9 @@ def _image_stream(dataset: ImageDataset, batch_size: int):
     )
 
 
-def _validate(ghn_config: config.GHNConfig, params: Any, dataset: ImageDataset, options: TrainOptions) -> float:
+def _validate(
+    ghn_config: config.GHNConfig, params: Any, dataset: ImageDataset, options: TrainOptions
+) -> float:
     """Mean top-1 of the first architectures of the split val on the first validation images."""
     held_out = ImageSplit(dataset.val.images[:_VAL_IMAGES], dataset.val.labels[:_VAL_IMAGES])
     templates = deepnets_templates(ghn_config, dataset.image_size)
@@ -183,7 +192,9 @@ def _validate(ghn_config: config.GHNConfig, params: Any, dataset: ImageDataset, 
     for index in range(options.val_archs):
         arch = sampling.sample("val", index, image_size=dataset.image_size)
         network = lower(arch, dataset.num_classes, dataset.image_size)
-        accuracies.append(top1(network, predict_flat(ghn_config, params, network, templates), dataset, held_out))
+        accuracies.append(
+            top1(network, predict_flat(ghn_config, params, network, templates), dataset, held_out)
+        )
     return float(np.mean(accuracies))
 
 

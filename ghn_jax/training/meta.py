@@ -2,15 +2,16 @@
 
   min_theta  mean over networks a of  loss(a with parameters H(a; theta), images)    [1, Eq. 1]
 
-The GHN's part runs under pmap, each device with its share of the meta-batch. Between decoding a network and pulling its
-gradient back, the executor runs it forward and backward, so that only one network's activations exist at a time on a device.
+The GHN's part runs under pmap, each device with its share of the meta-batch. Between decoding a network and
+pulling its gradient back, the executor runs it forward and backward, so that only one network's activations
+exist at a time on a device.
 
 [1] Knyazev et al., Parameter Prediction for Unseen Deep Architectures, NeurIPS 2021.
 """
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -45,7 +46,7 @@ class TrainState(NamedTuple):
 
 
 class Metrics(NamedTuple):
-    """Of one step: mean loss and top-1 accuracy (in percent) over the meta-batch, norm of the gradient before clipping."""
+    """Of one step: mean loss and top-1 accuracy (in percent) of the networks, and the gradient's norm."""
 
     loss: Float[Array, ""]
     top1: Float[Array, ""]
@@ -79,17 +80,18 @@ def make_ghn_step(
     config: GHNConfig,
     templates: tuple[Template, ...],
     optimizer: optax.GradientTransformation,
-    devices: Sequence[jax.Device],
+    devices: Sequence[Any],
 ) -> GHNStep:
-    """Builds the pmapped functions for a GHN configuration; they compile on first use, once per array size."""
+    """Builds the pmapped functions for a GHN configuration; they compile when first used."""
     ghn = GHN(config)
     pmap = functools.partial(jax.pmap, axis_name=AXIS, devices=devices)
 
     def node_embeddings(params: Params, graphs, max_nodes: int) -> Array:
-        return ghn.apply({"params": params}, graphs, max_nodes, method="embed")
+        return cast(Array, ghn.apply({"params": params}, graphs, max_nodes, method="embed"))
 
     def flat_vector(decoder: Params, nodes: Array, plan) -> Array:
-        return ghn.apply({"params": {"decoder": decoder}}, nodes, plan, templates, method="decode")
+        variables = {"params": {"decoder": decoder}}
+        return cast(Array, ghn.apply(variables, nodes, plan, templates, method="decode"))
 
     def embed(params, graphs, max_nodes):
         nodes = node_embeddings(params, graphs, max_nodes)
@@ -121,7 +123,9 @@ def make_ghn_step(
     )
 
 
-def _apply(optimizer, state: TrainState, gradient: Params, loss: Array, top1: Array) -> tuple[TrainState, Metrics]:
+def _apply(
+    optimizer, state: TrainState, gradient: Params, loss: Array, top1: Array
+) -> tuple[TrainState, Metrics]:
     """Updates the weights, unless loss or gradient is not finite: then the step is skipped and counted."""
     norm = optax.global_norm(gradient)
     finite = jnp.isfinite(loss) & jnp.isfinite(norm)
@@ -154,7 +158,9 @@ def meta_step(
     graphs = batch.graphs
     nodes, gradients = ghn.embed(state.params, graphs, batch.max_nodes)
     losses, hits = [], []
-    for slot, (plan, networks, places) in enumerate(zip(batch.plans, batch.networks, batch.places, strict=True)):
+    for slot, (plan, networks, places) in enumerate(
+        zip(batch.plans, batch.networks, batch.places, strict=True)
+    ):
         flat = ghn.decode(state.params, nodes, slot, plan)
         outcomes = []
         for shard, network, place, x, y in zip(
@@ -197,7 +203,9 @@ def make_optimizer(
 
 def step_schedule(learning_rate: float, num_steps: int) -> optax.Schedule:
     """The learning rate, times 0.1 at two thirds and again at five sixths of the steps [1, Section 5]."""
-    return optax.piecewise_constant_schedule(learning_rate, {num_steps * 2 // 3: 0.1, num_steps * 5 // 6: 0.1})
+    return optax.piecewise_constant_schedule(
+        learning_rate, {num_steps * 2 // 3: 0.1, num_steps * 5 // 6: 0.1}
+    )
 
 
 def init_state(config: GHNConfig, optimizer: optax.GradientTransformation, key: Array) -> TrainState:

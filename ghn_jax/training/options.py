@@ -32,7 +32,7 @@ class TrainOptions:
     batch_size: int = 64
     """Images per step; every architecture of the step sees the same ones."""
     epochs: int | None = None
-    """Passes over the images, at 2/3 and 5/6 of which the learning rate drops tenfold [cifar10: 300, digits: 60]."""
+    """Passes over the images; at 2/3 and 5/6 the learning rate drops tenfold [cifar10: 300, digits: 60]."""
     steps: int | None = None
     """Stop after this many steps, even if the epochs are not over."""
     learning_rate: float = 1e-3
@@ -52,7 +52,7 @@ class TrainOptions:
     checkpoint_every: int = 100
     """Steps between two checkpoints."""
     val_archs: int = 4
-    """Architectures of the split val on which each checkpoint is judged, to keep the best; 0 keeps only the latest."""
+    """Architectures of the split val that judge each checkpoint, to keep the best; 0 keeps the latest alone."""
     max_skipped: int = 10
     """Give up after this many steps in a row with a loss or gradient that is not finite."""
     compilation_cache: pathlib.Path | None = None
@@ -75,7 +75,15 @@ class TrainOptions:
             epochs=self.epochs or _EPOCHS[self.dataset],
             workdir=self.workdir or pathlib.Path("runs") / f"{self.preset}-{self.dataset}",
         )
-        for name in ("meta_batch_size", "batch_size", "epochs", "steps", "log_every", "checkpoint_every", "max_skipped"):
+        for name in (
+            "meta_batch_size",
+            "batch_size",
+            "epochs",
+            "steps",
+            "log_every",
+            "checkpoint_every",
+            "max_skipped",
+        ):
             value = getattr(options, name)
             if value is not None and value < 1:
                 raise ValueError(f"`{name}` (={value}) must be at least 1")
@@ -89,5 +97,13 @@ class TrainOptions:
 
     def identity(self) -> dict[str, Any]:
         """What two runs must share for one to go on from the other."""
-        names = ("dataset", "preset", "meta_batch_size", "batch_size", "epochs", "learning_rate", "weight_decay")
+        names = (
+            "dataset",
+            "preset",
+            "meta_batch_size",
+            "batch_size",
+            "epochs",
+            "learning_rate",
+            "weight_decay",
+        )
         return {name: getattr(self, name) for name in (*names, "clip", "seed", "executor")}

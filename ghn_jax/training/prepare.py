@@ -1,7 +1,7 @@
 """Prepares meta-batches on the host, ahead of the device."""
 
 import concurrent.futures
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from typing import NamedTuple, TypeVar
 
 import jax
@@ -38,13 +38,14 @@ class PreparedBatch(NamedTuple):
 def prepare(
     networks: tuple[Lowered, ...], config: GHNConfig, templates: tuple[Template, ...], num_devices: int
 ) -> PreparedBatch:
-    """Spreads networks over devices, the networks of a slot of similar size, and pads and stacks their arrays.
+    """Spreads networks over devices, those of a slot of similar size, and pads and stacks their arrays.
 
     Raises ValueError if they do not divide over the devices.
     """
     if len(networks) % num_devices:
         raise ValueError(
-            f"`meta_batch_size` (={len(networks)}) does not divide over {num_devices} devices: choose a multiple"
+            f"`meta_batch_size` (={len(networks)}) does not divide over {num_devices} devices: "
+            f"choose a multiple of {num_devices}"
         )
     sizes = [plan_size(network, config, templates) for network in networks]
     by_size = sorted(range(len(networks)), key=lambda i: (sizes[i].rows, networks[i].flat_size), reverse=True)
@@ -62,7 +63,11 @@ def prepare(
     batches = [batch(graphs, size) for graphs in encoded]
     graphs = _stack([b.graphs for b in batches])
     return PreparedBatch(
-        graphs, size.max_nodes, plans, [[networks[i] for i in slot] for slot in places], [list(s) for s in places]
+        graphs,
+        size.max_nodes,
+        plans,
+        [[networks[i] for i in slot] for slot in places],
+        [list(s) for s in places],
     )
 
 
@@ -70,7 +75,7 @@ def _stack(trees):
     return jax.tree.map(lambda *leaves: np.stack(leaves), *trees)
 
 
-def prefetch(make: Callable[[int], T], first: int, last: int, ahead: int = 2) -> Iterator[T]:
+def prefetch(make: Callable[[int], T], first: int, last: int, ahead: int = 2) -> Generator[T]:
     """Yields make(first), ..., make(last - 1), computed in a background thread up to `ahead` items early."""
     with concurrent.futures.ThreadPoolExecutor(max_workers=1) as pool:
         pending = [pool.submit(make, i) for i in range(first, min(first + ahead, last))]

@@ -1,0 +1,121 @@
+"""The executor against plain Flax modules."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from benchmarks import executor_equality
+from ghn_jax.architectures import Architecture, Genotype
+from ghn_jax.executor import blocks, kernels, run
+from ghn_jax.layouts import flatten, unflatten
+from ghn_jax.lowering import UnreachableOutput, lower
+from ghn_jax.sampling import named, sample
+
+TINY = Genotype(
+    (("sep_conv_3x3", 0), ("skip_connect", 1)), (2,), (("conv_3x3", 0), ("max_pool_3x3", 1)), (2,)
+)
+
+
+@pytest.mark.parametrize(("split", "index"), [("train", 3), ("val", 1), ("bnfree", 1), ("dense", 1)])
+def test_loss_and_gradient_equal_the_plain_module(split: str, index: int):
+    check_equality(dataclasses.replace(sample(split, index), C=32))
+
+
+def test_padded_channels_change_nothing():
+    arch = Architecture(TINY, n_cells=3, C=48)
+    assert any(p.layout.outputs.padded_size > p.layout.outputs.size for p in lower(arch).parameters)
+    check_equality(arch)
+
+
+def check_equality(arch: Architecture) -> None:
+    case = executor_equality.make_case(arch, batch=4, rng=np.random.default_rng(0))
+    errors = executor_equality.compare(case)
+    assert errors.loss < 1e-6
+    assert errors.gradient < 1e-4
+    assert errors.executor_rounding < 1e-3
+
+
+def test_flat_vector_round_trip():
+    network = lower(Architecture(TINY, n_cells=3, C=48, fc_layers=2, glob_avg=False))
+    rng = np.random.default_rng(0)
+    tensors = {p.name: rng.standard_normal(p.shape).astype(np.float32) for p in network.parameters}
+    back = unflatten(network.parameters, flatten(network.parameters, tensors, network.flat_size))
+    assert all((back[name] == tensors[name]).all() for name in tensors)
+
+
+def test_flatten_names_the_wrong_tensor():
+    network = lower(Architecture(TINY, n_cells=1))
+    with pytest.raises(ValueError, match=r"stem\.0\.weight.*must have shape"):
+        flatten(network.parameters, {}, network.flat_size)
+
+
+def test_dropout_is_random_in_training_and_absent_in_evaluation():
+    network = lower(Architecture(TINY, n_cells=1, fc_layers=2))
+    assert any(isinstance(i.block, blocks.Dropout) for i in network.program)
+    flat = 0.1 * jax.random.normal(jax.random.key(0), (network.flat_size,))
+    images, labels = jax.random.normal(jax.random.key(1), (4, 32, 32, 3)), jnp.arange(4)
+    outcomes = [
+        run.loss_and_gradient(network.program, flat, images, labels, jax.random.key(k)) for k in (0, 0, 1)
+    ]
+    assert outcomes[0].loss == outcomes[1].loss != outcomes[2].loss
+    without = run.loss_and_gradient(network.program, flat, images, labels)
+    np.testing.assert_allclose(without.logits, run.logits(network.program, flat, images), rtol=1e-6)
+
+
+def test_few_blocks_make_many_networks():
+    seen = [
+        {(i.block) for n in range(first, first + 40) for i in lower(sample("val", n)).program}
+        for first in (0, 40)
+    ]
+    assert len(seen[1] - seen[0]) < len(seen[0]) / 2
+
+
+def test_unreachable_output_is_an_error():
+    genotype = Genotype((("none", 0), ("none", 1)), (2,), (("none", 0), ("none", 1)), (2,))
+    with pytest.raises(UnreachableOutput, match="none"):
+        lower(Architecture(genotype, n_cells=2))
+
+
+@pytest.mark.parametrize("name", ["darts", "pdarts", "vit", "resnet50"])
+def test_named_networks_have_consistent_shapes(name: str):
+    network = named(name)
+    flat = jax.ShapeDtypeStruct((network.flat_size,), jnp.float32)
+    images = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
+    assert jax.eval_shape(lambda f, x: run.logits(network.program, f, x), flat, images).shape == (2, 10)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "stride", "size"), [((7, 7), 1, 4), ((5, 5), 2, 4), ((3, 3), 2, 8), ((1, 7), 1, 8)]
+)
+def test_cpu_convolutions_equal_native_ones(kernel: tuple[int, int], stride: int, size: int):
+    x = jax.random.normal(jax.random.key(0), (2, size, size, 8))
+    w = jax.random.normal(jax.random.key(1), (*kernel, 8, 16))
+    padding = (kernel[0] // 2, kernel[1] // 2)
+
+    def both(f):
+        out, pull_back = jax.vjp(lambda x, w: f(x, w, (stride, stride), padding), x, w)
+        return out, *pull_back(jnp.cos(out))
+
+    for ours, native in zip(both(kernels.convolution), both(kernels._native), strict=True):
+        np.testing.assert_allclose(ours, native, rtol=1e-4, atol=1e-4 * float(jnp.abs(native).max()))
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("dilation", [1, 2])
+def test_cpu_depthwise_equals_the_native_one(stride: int, dilation: int):
+    x = jax.random.normal(jax.random.key(0), (2, 8, 8, 16))
+    w = jax.random.normal(jax.random.key(1), (3, 3, 16))
+
+    def native(x, w):
+        return kernels._native(x, w[:, :, None], (stride, stride), (dilation, dilation), dilation, groups=16)
+
+    def both(f):
+        out, pull_back = jax.vjp(f, x, w)
+        return out, *pull_back(jnp.cos(out))
+
+    ours = both(lambda x, w: kernels.depthwise(x, w, stride, dilation))
+    for a, b in zip(ours, both(native), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)

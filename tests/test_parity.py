@@ -1,0 +1,64 @@
+"""Against the public PyTorch code, through its figures."""
+
+import pathlib
+
+import pytest
+
+from benchmarks import parity
+from ghn_jax import convert
+from ghn_jax.architectures import Architecture
+from ghn_jax.config import preset
+from ghn_jax.lowering import lower
+
+
+@pytest.mark.parametrize("place", range(5))
+def test_network(golden: pathlib.Path, place: int):
+    records = parity.load(golden / "deepnets_cifar10.json.gz")[place : place + 1]
+    errors = parity.network_errors(records, "cifar10")
+    assert {
+        "graphs",
+        "parameter counts",
+        "predicted parameters",
+        "logits, executor",
+        "logits, plain module",
+    } == set(errors)
+    for quantity, values in errors.items():
+        assert max(values) <= parity.TOLERANCE[quantity], quantity
+
+
+def test_training_steps(golden: pathlib.Path):
+    records = parity.load(golden / "train_steps.json")[:1]
+    errors = parity.training_errors(records, parity.load(golden / "train_steps_nets.json"))
+    assert {"loss, step 1", "loss, step 2", "gradient norms, step 1"} == set(errors)
+    for quantity, values in errors.items():
+        assert max(values) <= parity.TOLERANCE[quantity], quantity
+
+
+def test_a_changed_graph_is_told_apart(golden: pathlib.Path):
+    record = parity.load(golden / "deepnets_cifar10.json.gz")[0]
+    network = lower(Architecture.from_dict(record["args"]))
+    graph = record["graph"]
+    assert parity.same_graph(network, graph)
+    assert not parity.same_graph(network, graph | {"edges": graph["edges"][:-1]})
+    sender, receiver, length = graph["virtual"][-1]
+    assert not parity.same_graph(
+        network, graph | {"virtual": [*graph["virtual"][:-1], [sender, receiver, length + 1]]}
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "num_classes", "image_size", "count"),
+    [
+        ("ghn2", 10, 32, 1_620_764),
+        ("ghn1", 10, 32, 1_620_668),
+        ("mlp", 10, 32, 1_614_396),
+        ("ghn2", 1000, 224, 2_319_720),
+    ],
+)
+def test_number_of_weights(name: str, num_classes: int, image_size: int, count: int):
+    config = preset(name, num_classes, image_size)
+    params = parity.golden_params(config)
+    state = convert.to_state_dict(config, params)
+    assert sum(t.size for t in state.values()) == count
+    for key, tensor in state.items():
+        assert (tensor == parity.fill(key, tensor.shape)).all()
