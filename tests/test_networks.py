@@ -1,5 +1,3 @@
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,11 +16,11 @@ BATCH, LABELS = 4, 10
 
 
 def network(
-    normal: list[Edge], reduce: list[Edge], concat: tuple[int, ...] = (2,), n_cells: int = 3, **arguments
+    normal: list[Edge], reduce: list[Edge], concat: tuple[int, ...] = (2,), C: int = 16, **arguments
 ) -> Architecture:
-    """A small network of equal numbers of states in both cells."""
+    """A normal cell, then a reduction cell."""
     genotype = Genotype(tuple(normal), concat, tuple(reduce), concat)
-    return Architecture(genotype, n_cells, C=arguments.pop("C", 16), **arguments)
+    return Architecture(genotype, n_cells=2, C=C, **arguments)
 
 
 SMALL = {
@@ -74,6 +72,22 @@ def parameter_shapes(module: CellNetwork | ResNet50) -> dict[str, tuple[int, ...
     return {name: tensor.shape for name, tensor in tensors.items()}
 
 
+def logits_of(
+    module: CellNetwork | ResNet50, tensors: dict[str, np.ndarray], images, **arguments
+) -> np.ndarray:
+    return np.asarray(module.apply({"params": to_params(tensors)}, images, **arguments))
+
+
+def executor_logits(lowered: Lowered, tensors: dict[str, np.ndarray], images: np.ndarray) -> np.ndarray:
+    flat = flatten(lowered.parameters, tensors, lowered.flat_size)
+    return np.asarray(run.logits(lowered.program, jnp.asarray(flat), jnp.asarray(images)))
+
+
+def assert_close(actual: np.ndarray, expected: np.ndarray, tolerance: float, name: str = "") -> None:
+    scale = float(np.abs(expected).max())
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=tolerance * scale, err_msg=name)
+
+
 def lowered_shapes(lowered: Lowered) -> dict[str, tuple[int, ...]]:
     return {p.name: p.shape for p in lowered.parameters}
 
@@ -112,11 +126,14 @@ def test_parameters_survive_the_round_trip(name):
 def test_logits_equal_those_of_the_executor(name):
     lowered, images = lower(SMALL[name]), random_images()
     tensors = random_tensors(lowered)
-    flat = jnp.asarray(flatten(lowered.parameters, tensors, lowered.flat_size))
-    logits = CellNetwork(SMALL[name]).apply({"params": to_params(tensors)}, images)
-    expected = run.logits(lowered.program, flat, jnp.asarray(images))
-    scale = float(jnp.abs(expected).max())
-    np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-4 * scale)
+    logits = logits_of(CellNetwork(SMALL[name]), tensors, images)
+    assert_close(logits, executor_logits(lowered, tensors, images), 1e-4)
+
+
+def test_resnet50_logits_equal_those_of_the_executor():
+    lowered, images = lower_resnet50(), random_images()
+    tensors = random_tensors(lowered)
+    assert_close(logits_of(ResNet50(), tensors, images), executor_logits(lowered, tensors, images), 1e-4)
 
 
 @pytest.mark.parametrize("name", list(SMALL)[:2])
@@ -138,47 +155,33 @@ def test_gradients_equal_those_of_the_executor(name):
     np.testing.assert_allclose(outcome.loss, loss, rtol=1e-9)
     by_name = unflatten(lowered.parameters, np.asarray(outcome.gradient))
     for key, expected in from_params(gradient).items():
-        scale = float(np.abs(expected).max())
-        np.testing.assert_allclose(by_name[key], expected, rtol=0, atol=1e-5 * scale, err_msg=key)
-
-
-def test_resnet50_logits_equal_those_of_the_executor():
-    lowered = lower_resnet50()
-    tensors, images = random_tensors(lowered), random_images()
-    flat = jnp.asarray(flatten(lowered.parameters, tensors, lowered.flat_size))
-    logits = ResNet50().apply({"params": to_params(tensors)}, images)
-    expected = run.logits(lowered.program, flat, jnp.asarray(images))
-    scale = float(jnp.abs(expected).max())
-    np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-4 * scale)
+        assert_close(by_name[key], expected, 1e-5, key)
 
 
 def test_dropout_in_training_only():
-    module = CellNetwork(SMALL["attention"])
-    params, images = to_params(random_tensors(lower(SMALL["attention"]))), random_images()
-
-    def logits(key: int) -> np.ndarray:
-        rngs = {"dropout": jax.random.key(key)}
-        return np.asarray(module.apply({"params": params}, images, train=True, rngs=rngs))
-
-    np.testing.assert_array_equal(logits(0), logits(0))
-    assert not np.allclose(logits(0), logits(1))
-    assert not np.allclose(logits(0), module.apply({"params": params}, images))
+    module, images = CellNetwork(SMALL["attention"]), random_images()
+    tensors = random_tensors(lower(module.arch))
+    keys = (jax.random.key(seed) for seed in (0, 0, 1))
+    first, same, other = (
+        logits_of(module, tensors, images, train=True, rngs={"dropout": key}) for key in keys
+    )
+    np.testing.assert_array_equal(first, same)
+    assert not np.allclose(first, other)
+    assert not np.allclose(first, logits_of(module, tensors, images))
 
 
 def test_what_reaches_no_output_is_left_out():
-    # state 2 is not concatenated, and state 3 reads the second input only
-    dead = network(
-        [("conv_1x1", 0), ("conv_1x1", 0), ("conv_3x3", 1), ("none", 2)], [], concat=(3,), n_cells=2
-    )
-    dead = dataclasses.replace(dead, genotype=dead.genotype._replace(reduce=dead.genotype.normal))
-    assert needed_states(dead) == [frozenset({1, 3}), frozenset({1, 3})]
-    cell = {name for name in parameter_shapes(CellNetwork(dead)) if name.startswith("cells.0.")}
+    # the output is state 3, which reads the second input only
+    edges: list[Edge] = [("conv_1x1", 0), ("conv_1x1", 0), ("conv_3x3", 1), ("none", 2)]
+    arch = network(edges, edges, concat=(3,))
+    assert needed_states(arch) == [frozenset({1, 3}), frozenset({1, 3})]
+    cell = {name for name in parameter_shapes(CellNetwork(arch)) if name.startswith("cells.0.")}
     assert {name.split(".op.")[0] for name in cell} == {"cells.0.preprocess1", "cells.0._ops.2"}
 
 
 def test_errors_name_the_argument():
     small = next(iter(SMALL.values()))
-    cut_off = network([("none", 0), ("none", 1)], [("conv_1x1", 0), ("none", 1)], n_cells=1)
+    cut_off = network([("conv_1x1", 0), ("none", 1)], [("none", 0), ("none", 1)])
     with pytest.raises(ValueError, match="`image_size` \\(=64\\)"):
         parameter_shapes(CellNetwork(small, LABELS, 64))
     with pytest.raises(ValueError, match="`images` of shape"):

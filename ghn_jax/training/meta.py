@@ -127,7 +127,7 @@ def _apply(
     optimizer, state: TrainState, gradient: Params, loss: Array, top1: Array
 ) -> tuple[TrainState, Metrics]:
     """Updates the weights, unless loss or gradient is not finite: then the step is skipped and counted."""
-    norm = optax.global_norm(gradient)
+    norm = optax.tree.norm(gradient)
     finite = jnp.isfinite(loss) & jnp.isfinite(norm)
     updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
