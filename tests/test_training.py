@@ -1,6 +1,7 @@
 """The commands, as a user runs them: train, be killed, resume, evaluate, and be told what is wrong."""
 
 import json
+import os
 import pathlib
 import signal
 import subprocess
@@ -24,8 +25,9 @@ def command(script: str, *arguments: str) -> list[str]:
     return [sys.executable, script, *arguments]
 
 
-def run(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command(script, *arguments), capture_output=True, text=True)
+def run(script: str, *arguments: str, devices: int = 1) -> subprocess.CompletedProcess[str]:
+    env = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+    return subprocess.run(command(script, *arguments), capture_output=True, text=True, env=env)
 
 
 def metrics(workdir: pathlib.Path) -> list[dict]:
@@ -55,6 +57,25 @@ def test_a_killed_run_resumes_to_the_same_metrics(finished: pathlib.Path, tmp_pa
     assert resumed.returncode == 0, resumed.stderr
     assert "resuming" in resumed.stdout
     assert metrics(tmp_path) == metrics(finished)
+
+
+def test_two_devices_take_the_same_step_as_one(tmp_path: pathlib.Path):
+    losses = []
+    for devices in (1, 2):
+        workdir = tmp_path / str(devices)
+        done = run(
+            "train.py", *SMALL, "--meta_batch_size=2", "--steps=2", f"--workdir={workdir}", devices=devices
+        )
+        assert done.returncode == 0, done.stderr
+        assert f"{devices} device(s)" in done.stdout
+        losses.append([(m["loss"], m["gradient_norm"]) for m in metrics(workdir)])
+    for one, two in zip(*losses, strict=True):
+        assert two == pytest.approx(one, rel=1e-3)
+
+
+def test_a_meta_batch_that_does_not_divide_is_an_error(tmp_path: pathlib.Path):
+    done = run("train.py", "--meta_batch_size=3", f"--workdir={tmp_path / 'run'}", devices=2)
+    assert_one_line_error(done, "choose a multiple of 2")
 
 
 def test_training_again_when_done_changes_nothing(finished: pathlib.Path):

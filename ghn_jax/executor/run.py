@@ -62,7 +62,7 @@ def forward(program: Program, weights: Sequence[Array], images: Images) -> Logit
     registers = {IMAGE: images}
     for n, (instruction, w) in enumerate(zip(program, weights, strict=True)):
         inputs = [registers[r] for r in instruction.inputs]
-        registers[instruction.output] = _forward(instruction.block, w, *inputs)
+        registers[instruction.output] = forward_block(instruction.block, w, *inputs)
         for r in set(instruction.inputs):
             if last_use[r] == n:
                 del registers[r]
@@ -90,7 +90,7 @@ def loss_and_gradient(
     weights = load_weights(program, flat)
     registers = {IMAGE: images}
     for instruction, w in zip(program, weights, strict=True):
-        registers[instruction.output] = _forward(
+        registers[instruction.output] = forward_block(
             instruction.block, w, *_inputs(instruction, registers, dropout_key)
         )
 
@@ -100,7 +100,7 @@ def loss_and_gradient(
     for instruction, w in zip(reversed(program), reversed(weights), strict=True):
         del registers[instruction.output]
         g = gradients.pop(instruction.output)
-        dw, dxs = _pull_back(instruction.block, w, g, _inputs(instruction, registers, dropout_key))
+        dw, dxs = pull_back(instruction.block, w, g, _inputs(instruction, registers, dropout_key))
         if instruction.block.shapes:
             pieces.append((dw, instruction.offset))
         for r, dx in zip(instruction.inputs, dxs, strict=False):
@@ -133,7 +133,7 @@ def _inputs(instruction: Instruction, registers: dict[int, Array], dropout_key: 
     return inputs
 
 
-def _pull_back(block: Block, w: Array, g: Array, inputs: list[Array]) -> tuple[Array, Sequence[Array]]:
+def pull_back(block: Block, w: Array, g: Array, inputs: list[Array]) -> tuple[Array, Sequence[Array]]:
     """Gradients of a block's piece of the flat vector, and of its inputs."""
     if isinstance(block, blocks.Add):
         return w, (g, g)
@@ -144,7 +144,8 @@ def _pull_back(block: Block, w: Array, g: Array, inputs: list[Array]) -> tuple[A
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _forward(block: Block, w: Array, *inputs: Array) -> Array:
+def forward_block(block: Block, w: Array, *inputs: Array) -> Array:
+    """The output of a block, given its piece of the flat vector."""
     return blocks.apply(block, w, *inputs)
 
 
@@ -152,8 +153,8 @@ def _forward(block: Block, w: Array, *inputs: Array) -> Array:
 def _backward(block: Block, w: Array, g: Array, *inputs: Array) -> tuple[Array, tuple[Array, ...]]:
     maps = [x for x in inputs if jnp.issubdtype(x.dtype, jnp.floating)]
     rest = inputs[len(maps) :]
-    _, pull_back = jax.vjp(lambda w, *maps: blocks.apply(block, w, *maps, *rest), w, *maps)
-    dw, *dxs = pull_back(g)
+    _, vjp = jax.vjp(lambda w, *maps: blocks.apply(block, w, *maps, *rest), w, *maps)
+    dw, *dxs = vjp(g)
     return dw, tuple(dxs)
 
 

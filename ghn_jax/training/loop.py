@@ -17,6 +17,7 @@ from datasets import images
 from datasets.images import ImageDataset, ImageSplit
 from ghn_jax import compilation, config, sampling
 from ghn_jax.evaluation.accuracy import BATCH_SIZE, predict_flat, top1
+from ghn_jax.executor.warm_up import WarmUp
 from ghn_jax.lowering import lower
 from ghn_jax.templates import deepnets_templates
 from ghn_jax.training import meta, prepare
@@ -94,11 +95,14 @@ def train(options: TrainOptions) -> None:
     train_images, train_labels = jnp.asarray(dataset.train.images), jnp.asarray(dataset.train.labels)
     next_images = _image_stream(dataset, options.batch_size)
 
+    warm_up = WarmUp((options.batch_size, dataset.image_size, dataset.image_size, 3))
+
     def make_batch(step: int) -> prepare.PreparedBatch:
         assert options.meta_batch_size
         drawn = sampling.meta_batch(
             options.seed, step, options.meta_batch_size, dataset.num_classes, dataset.image_size
         )
+        warm_up(network.program for network in drawn.networks)
         return prepare.prepare(drawn.networks, ghn_config, templates, len(devices))
 
     print(

@@ -1,0 +1,69 @@
+"""Compiles the blocks of networks before they are run, several at a time.
+
+XLA compiles on one thread and without Python's lock. So blocks that a network is the first to need are compiled on
+all cores, in the background while the networks before it run.
+"""
+
+import concurrent.futures
+import functools
+import os
+from collections.abc import Iterable
+
+import jax
+import jax.numpy as jnp
+
+from ghn_jax.executor import blocks, run
+from ghn_jax.executor.blocks import Block
+from ghn_jax.executor.program import IMAGE
+from ghn_jax.executor.run import Program
+
+Shape = tuple[int, ...]
+Signature = tuple[Block, tuple[Shape, ...]]
+
+
+class WarmUp:
+    """Compiles, once, whatever the networks given to it need for a batch of images of one shape."""
+
+    def __init__(self, images: Shape):
+        self._images = images
+        self._seen: set[Signature] = set()
+        self._pool = concurrent.futures.ThreadPoolExecutor(os.cpu_count())
+
+    def __call__(self, programs: Iterable[Program]) -> None:
+        """Returns when everything new is compiled, forward and backward."""
+        new = []
+        for program in programs:
+            for signature in signatures(program, self._images):
+                if signature not in self._seen:
+                    self._seen.add(signature)
+                    new.append(signature)
+        list(self._pool.map(_compile, new))
+
+
+def signatures(program: Program, images: Shape) -> list[Signature]:
+    """Each instruction's block and the shapes of its inputs."""
+    shapes, found = {IMAGE: images}, []
+    for instruction in program:
+        signature = instruction.block, tuple(shapes[r] for r in instruction.inputs)
+        shapes[instruction.output] = _output_shape(*signature)
+        found.append(signature)
+    return found
+
+
+@functools.cache
+def _output_shape(block: Block, inputs: tuple[Shape, ...]) -> Shape:
+    arrays = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in inputs]
+    weights = jax.ShapeDtypeStruct((blocks.piece_size(block),), jnp.float32)
+    if isinstance(block, blocks.Dropout):
+        return inputs[0]
+    return jax.eval_shape(functools.partial(blocks.apply, block), weights, *arrays).shape
+
+
+def _compile(signature: Signature) -> None:
+    """Runs a block once, on zeros: the surest way to what later calls will look up."""
+    block, shapes = signature
+    weights = jnp.zeros(blocks.piece_size(block))
+    inputs = [jnp.zeros(shape) for shape in shapes]
+    if isinstance(block, blocks.Dropout):
+        inputs.append(jax.random.key(0))
+    run.pull_back(block, weights, run.forward_block(block, weights, *inputs), inputs)
