@@ -87,6 +87,7 @@ def _stem(build: Builder, arch: Architecture) -> tuple[Value, Value]:
     half = Axis(1, arch.C // 2, _padded(arch, arch.C // 2))
     x = _norm(build, arch, build.conv(image, half, "stem0.0", kernel, stride, relu=False), "stem0.1")
     x = _norm(build, arch, build.conv(x, _features(arch, arch.C), "stem0.3", (3, 3), stride), "stem0.4")
+    x = x if arch.preproc else build.relu(x)  # the public second stem rectifies its input in place
     y = _norm(build, arch, build.conv(x, _features(arch, arch.C), "stem1.1", (3, 3), (2, 2)), "stem1.2")
     return x, y
 

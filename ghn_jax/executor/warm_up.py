@@ -7,10 +7,13 @@ all cores, in the background while the networks before it run.
 import concurrent.futures
 import functools
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
 
 from ghn_jax.executor import blocks, run
 from ghn_jax.executor.blocks import Block
@@ -22,10 +25,10 @@ Signature = tuple[Block, tuple[Shape, ...]]
 
 
 class WarmUp:
-    """Compiles, once, whatever the networks given to it need for a batch of images of one shape."""
+    """Compiles, once, whatever the networks given to it need on some devices for images of one shape."""
 
-    def __init__(self, images: Shape):
-        self._images = images
+    def __init__(self, images: Shape, devices: Sequence[Any]):
+        self._images, self._devices = images, devices
         self._seen: set[Signature] = set()
         self._pool = concurrent.futures.ThreadPoolExecutor(os.cpu_count())
 
@@ -37,7 +40,11 @@ class WarmUp:
                 if signature not in self._seen:
                     self._seen.add(signature)
                     new.append(signature)
-        list(self._pool.map(_compile, new))
+        jobs = [
+            self._pool.submit(_compile, signature, device) for signature in new for device in self._devices
+        ]
+        for job in jobs:
+            job.result()
 
 
 def signatures(program: Program, images: Shape) -> list[Signature]:
@@ -59,11 +66,14 @@ def _output_shape(block: Block, inputs: tuple[Shape, ...]) -> Shape:
     return jax.eval_shape(functools.partial(blocks.apply, block), weights, *arrays).shape
 
 
-def _compile(signature: Signature) -> None:
-    """Runs a block once, on zeros: the surest way to what later calls will look up."""
+def _compile(signature: Signature, device: Any) -> None:
+    """Runs a block once, on zeros on the device: the surest way to what later calls will look up."""
     block, shapes = signature
-    weights = jnp.zeros(blocks.piece_size(block))
-    inputs = [jnp.zeros(shape) for shape in shapes]
+
+    def zeros(shape: Shape) -> Array:
+        return jax.device_put(np.zeros(shape, np.float32), device)
+
+    weights, inputs = zeros((blocks.piece_size(block),)), [zeros(shape) for shape in shapes]
     if isinstance(block, blocks.Dropout):
-        inputs.append(jax.random.key(0))
+        inputs.append(jax.device_put(jax.random.key(0), device))
     run.pull_back(block, weights, run.forward_block(block, weights, *inputs), inputs)

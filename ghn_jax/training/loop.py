@@ -95,7 +95,7 @@ def train(options: TrainOptions) -> None:
     train_images, train_labels = jnp.asarray(dataset.train.images), jnp.asarray(dataset.train.labels)
     next_images = _image_stream(dataset, options.batch_size)
 
-    warm_up = WarmUp((options.batch_size, dataset.image_size, dataset.image_size, 3))
+    warm_up = WarmUp((options.batch_size, dataset.image_size, dataset.image_size, 3), devices)
 
     def make_batch(step: int) -> prepare.PreparedBatch:
         assert options.meta_batch_size
