@@ -167,7 +167,9 @@ def meta_step(
             flat.addressable_shards, networks, places, images, labels, strict=True
         ):
             key = None if dropout_key is None else jax.random.fold_in(dropout_key, place)
-            outcomes.append(run.loss_and_gradient(network.program, shard.data, x, y, key, label_smoothing))
+            # as an array of this device alone: compiled blocks are looked up by sharding too
+            own = jax.device_put(shard.data, shard.device)
+            outcomes.append(run.loss_and_gradient(network.program, own, x, y, key, label_smoothing))
         flat_gradient = _stack_shards(flat, [o.gradient for o in outcomes])
         gradients = ghn.pull_back(state.params, nodes, slot, plan, flat_gradient, gradients)
         losses.append([o.loss for o in outcomes])
