@@ -1,3 +1,5 @@
+from typing import Any, cast
+
 import numpy as np
 import pytest
 from scipy.sparse import coo_array
@@ -34,7 +36,7 @@ def test_batch_pads_to_one_of_few_sizes_and_reports_what_is_short():
     tuples = [encode(lower(sample("val", index)), preset("ghn2")) for index in range(3)]
     padded = batch(tuples)
     assert padded.graphs.n_node.shape == (4,)
-    assert padded.graphs.n_node.sum() == padded.graphs.nodes["primitive"].shape[0]
+    assert padded.graphs.n_node.sum() == cast(Any, padded.graphs.nodes)["primitive"].shape[0]
     size = pad_size([int(t.n_node[0]) for t in tuples], [int(t.n_edge[0]) for t in tuples])
     assert next_size(size.max_nodes, start=256) == size.max_nodes
     with pytest.raises(ValueError, match=r"`size.max_nodes` \(=10\) is \d+ too small"):

@@ -38,7 +38,7 @@ def train(options: TrainOptions) -> None:
     and NonFiniteLoss after too many skipped steps in a row.
     """
     options = options.resolve()
-    assert options.workdir and options.meta_batch_size and options.epochs
+    assert options.workdir and options.meta_batch_size and options.batch_size and options.epochs
     compilation.use_persistent_cache(options.compilation_cache)
     counter = compilation.CompilationCounter()
     counter.register()
