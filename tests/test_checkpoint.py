@@ -89,3 +89,10 @@ def test_safetensors_round_trip(tmp_path: pathlib.Path):
 def test_load_names_what_is_missing(source: str):
     with pytest.raises(ValueError, match="ckpt"):
         pretrained.load(source)
+
+
+def test_bundled_ghns_load_by_name_and_say_how_they_were_trained():
+    assert "ghn2-digits" in pretrained.bundled()
+    for name in pretrained.bundled():
+        ghn = pretrained.load(name)
+        assert {"dataset", "steps", "command", "accuracy"} <= set(ghn.info)
