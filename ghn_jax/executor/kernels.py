@@ -183,9 +183,9 @@ def _shifts(padded: Map, kernel: int, dilation: int, stride: int, out: int):
 
 
 def max_pool(x: Map, stride: int) -> Map:
-    """The maximum over 3x3 windows, padding 1; a tie sends its gradient to one of the tied."""
+    """The maximum over 3x3 windows, padding 1; the gradient goes to the first of several, as in PyTorch."""
     if _on_cpu():
-        return _separable_pool(x, stride, jnp.maximum, -jnp.inf)
+        return _separable_pool(x, stride, _first_maximum, -jnp.inf)
     return lax.reduce_window(
         x, -jnp.inf, lax.max, (1, 3, 3, 1), (1, stride, stride, 1), ((0, 0), (1, 1), (1, 1), (0, 0))
     )
@@ -208,8 +208,13 @@ def average_pool(x: Map, stride: int) -> Map:
 def _separable_pool(x: Map, stride: int, combine, neutral: float) -> Map:
     padded, out = _pad(x, 1, neutral), -(-x.shape[1] // stride)
     span = stride * (out - 1) + 1
-    rows = functools.reduce(combine, [padded[:, i : i + span : stride] for i in range(3)])
-    return functools.reduce(combine, [rows[:, :, i : i + span : stride] for i in range(3)])
+    rows = functools.reduce(combine, [padded[:, :, i : i + span : stride] for i in range(3)])
+    return functools.reduce(combine, [rows[:, i : i + span : stride] for i in range(3)])
+
+
+def _first_maximum(a: Array, b: Array) -> Array:
+    """The maximum, NaN if one is, whose gradient goes to `a` if they are equal (that of jnp.maximum is shared)."""
+    return jnp.where((b > a) | jnp.isnan(b), b, a)
 
 
 @jax.custom_vjp

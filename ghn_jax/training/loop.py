@@ -149,10 +149,8 @@ def train(options: TrainOptions) -> None:
                 )
             if (step + 1) % options.checkpoint_every == 0 or step + 1 == last_step:
                 save()
-    print(
-        f"done: {last_step} steps, best val top-1 {progress['best_top1']:.1f}%, in {options.workdir}",
-        flush=True,
-    )
+    best = f", best val top-1 {progress['best_top1']:.1f}%" if options.val_archs else ""
+    print(f"done: {last_step} steps{best}, in {options.workdir}", flush=True)
 
 
 def _check_same_run(options: TrainOptions, saved: dict[str, Any]) -> None:
