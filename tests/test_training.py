@@ -60,7 +60,7 @@ def test_a_killed_run_resumes_to_the_same_metrics(finished: pathlib.Path, tmp_pa
 
 
 def test_two_devices_take_the_same_step_as_one(tmp_path: pathlib.Path):
-    losses = []
+    runs = []
     for devices in (1, 2):
         workdir = tmp_path / str(devices)
         done = run(
@@ -68,9 +68,11 @@ def test_two_devices_take_the_same_step_as_one(tmp_path: pathlib.Path):
         )
         assert done.returncode == 0, done.stderr
         assert f"{devices} device(s)" in done.stdout
-        losses.append([(m["loss"], m["gradient_norm"]) for m in metrics(workdir)])
-    for one, two in zip(*losses, strict=True):
-        assert two == pytest.approx(one, rel=1e-3)
+        runs.append(metrics(workdir))
+    one, two = runs
+    assert two[0]["gradient_norm"] == pytest.approx(one[0]["gradient_norm"], rel=1e-5)
+    # the loss of the second step depends on the update of the first
+    assert [m["loss"] for m in two] == pytest.approx([m["loss"] for m in one], rel=1e-5)
 
 
 def test_a_meta_batch_that_does_not_divide_is_an_error(tmp_path: pathlib.Path):
