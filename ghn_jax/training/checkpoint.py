@@ -4,7 +4,6 @@ Orbax writes a checkpoint under a temporary name and renames it when it is whole
 goes on from the one before. Arrays and JSON only: loading executes no code.
 """
 
-import dataclasses
 import pathlib
 from typing import Any
 
@@ -13,7 +12,6 @@ import numpy as np
 import optax
 import orbax.checkpoint as ocp
 
-from ghn_jax.config import GHNConfig
 from ghn_jax.pretrained import TrainedGHN, config_from_dict
 from ghn_jax.training.meta import TrainState, init_state, make_optimizer
 
@@ -43,6 +41,10 @@ class RunCheckpoints:
     def latest_step(self) -> int | None:
         """Step of the latest whole checkpoint, None if there is none."""
         return self._managers[_LATEST].latest_step()
+
+    def has_best(self) -> bool:
+        """Whether a best checkpoint was chosen yet."""
+        return self._managers[_BEST].latest_step() is not None
 
     def meta(self, best: bool = False) -> dict[str, Any]:
         """What was saved beside the state."""
@@ -81,7 +83,7 @@ def load_run(workdir: pathlib.Path) -> TrainedGHN:
             f"`ckpt` (={str(workdir)!r}) holds no checkpoints: give the --workdir of a training run"
         )
     checkpoints = RunCheckpoints(workdir)
-    best = checkpoints._managers[_BEST].latest_step() is not None
+    best = checkpoints.has_best()
     if not best and checkpoints.latest_step() is None:
         raise ValueError(f"`ckpt` (={str(workdir)!r}) holds no whole checkpoint yet: train for longer")
     meta = checkpoints.meta(best)
@@ -105,8 +107,3 @@ def _from_dict(data: dict[str, Any], like: TrainState) -> TrainState:
     leaves = [data["opt_state"][str(i)] for i in range(len(data["opt_state"]))]
     opt_state = jax.tree.unflatten(jax.tree.structure(like.opt_state), leaves)
     return TrainState(data["params"], opt_state, data["step"], data["skipped"])
-
-
-def config_dict(config: GHNConfig) -> dict[str, Any]:
-    """The JSON form of a configuration."""
-    return dataclasses.asdict(config)

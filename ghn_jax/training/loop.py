@@ -1,6 +1,7 @@
 """The meta-training loop."""
 
 import contextlib
+import dataclasses
 import functools
 import json
 import os
@@ -21,7 +22,7 @@ from ghn_jax.executor.warm_up import WarmUp
 from ghn_jax.lowering import lower
 from ghn_jax.templates import deepnets_templates
 from ghn_jax.training import meta, prepare
-from ghn_jax.training.checkpoint import RunCheckpoints, config_dict
+from ghn_jax.training.checkpoint import RunCheckpoints
 from ghn_jax.training.options import TrainOptions
 
 _VAL_IMAGES = 10 * BATCH_SIZE
@@ -82,7 +83,7 @@ def train(options: TrainOptions) -> None:
     def save() -> None:
         single = jax.device_get(jax_utils.unreplicate(state))
         info = _info(options, dataset, int(single.step), progress)
-        meta_data = {"options": options.identity(), "config": config_dict(ghn_config), "info": info}
+        meta_data = {"options": options.identity(), "config": dataclasses.asdict(ghn_config), "info": info}
         if options.val_archs:
             info["val_top1"] = _validate(ghn_config, single.params, dataset, options)
             metrics.write(step=int(single.step), val_top1=info["val_top1"])
