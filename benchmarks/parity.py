@@ -3,14 +3,16 @@
     python -m benchmarks.parity --golden DIR
 
 DIR holds `deepnets_cifar10.json.gz` and `deepnets_imagenet.json.gz` (graphs, parameter counts, predicted
-parameters, logits) and `train_steps.json` (meta-training steps); what is missing is skipped. Prints, per file,
-the number of cases and the worst relative error of each quantity, and exits with 1 if one is above its tolerance.
+parameters, logits), `torchvision.json.gz` (the same of named models, through their jaxpr, without logits) and
+`train_steps.json` (meta-training steps); what is missing is skipped. Prints, per file, the number of cases and the
+worst relative error of each quantity, and exits with 1 if one is above its tolerance.
 """
 
 import gzip
 import json
 import pathlib
 import sys
+import warnings
 import zlib
 from collections.abc import Iterator, Mapping
 from typing import Any, cast
@@ -25,11 +27,13 @@ from ghn_jax.architectures import Architecture
 from ghn_jax.config import GHNConfig, preset
 from ghn_jax.evaluation.accuracy import predict_flat
 from ghn_jax.executor import run
-from ghn_jax.executor.program import Lowered
-from ghn_jax.graphs import PRIMITIVES, path_lengths
+from ghn_jax.graphs import PRIMITIVES, Graph, path_lengths
 from ghn_jax.layouts import unflatten
 from ghn_jax.lowering import lower
-from ghn_jax.networks import CellNetwork, to_params
+from ghn_jax.networks import CellNetwork, from_params, to_params
+from ghn_jax.predict import predict_parameters
+from ghn_jax.pretrained import TrainedGHN
+from ghn_jax.targets import target
 from ghn_jax.templates import deepnets_templates
 from ghn_jax.training import meta, prepare
 
@@ -60,6 +64,7 @@ def main(golden: pathlib.Path, limit: int | None = None) -> None:
     checks = {
         "deepnets_cifar10.json.gz": lambda path: network_errors(load(path)[:limit], "cifar10"),
         "deepnets_imagenet.json.gz": lambda path: network_errors(load(path)[:limit], "imagenet"),
+        "torchvision.json.gz": lambda path: target_errors(load(path)[:limit]),
         "train_steps.json": lambda path: training_errors(
             load(path), load(path.with_name("train_steps_nets.json"))
         ),
@@ -122,7 +127,7 @@ def network_errors(records: list[dict[str, Any]], dataset: str) -> Errors:
     for record in records:
         arch = Architecture.from_dict(record["args"])
         network = lower(arch, num_classes, image_size)
-        note("graphs", float(not same_graph(network, record["graph"])))
+        note("graphs", float(not same_graph(network.graph, record["graph"])))
         # reachable parameters in one file, all of them in the other
         note(
             "parameter counts", float(record["num_params"] not in (network.capacity, network.num_parameters))
@@ -173,13 +178,13 @@ def logits_error(logits: jax.Array, expected: Any) -> float:
     return float(np.abs(np.asarray(logits) - np.array(expected)).max() / np.abs(expected).max())
 
 
-def same_graph(network: Lowered, expected: Mapping[str, Any]) -> bool:
+def same_graph(graph: Graph, expected: Mapping[str, Any]) -> bool:
     """Whether nodes, shapes, real and virtual edges agree, up to the order of nodes.
 
     Nodes are told apart by what they are and, as parameters have unique names, by refining that with the
     neighbours at every distance: two graphs agree if their refined labels do.
     """
-    graph, nodes = network.graph, expected["nodes"]
+    nodes = expected["nodes"]
     hops = np.zeros((len(nodes), len(nodes)), np.int64)
     for sender, receiver in expected["edges"]:
         hops[sender, receiver] = 1
@@ -210,6 +215,41 @@ def refined_labels(nodes: list[tuple], hops: np.ndarray, rounds: int = 4) -> lis
     for _ in range(rounds):
         labels = [hash((labels[i], around(hops[i]), around(hops[:, i]))) for i in range(len(nodes))]
     return sorted(labels)
+
+
+# -- named models ----------------------------------------
+
+
+def target_errors(records: list[dict[str, Any]]) -> Errors:
+    """Errors of graphs, counts and predicted parameters of named models, traced as users' models are."""
+    errors: Errors = {"graphs": [], "parameter counts": [], "predicted parameters": []}
+    for record in records:
+        for dataset in SIZES.keys() & record.keys():
+            expected = record[dataset]
+            num_classes, image_size = SIZES[dataset]
+            config = preset("ghn2", num_classes, image_size)
+            ghn = TrainedGHN(config, golden_params(config), {})
+            model = target(record["arch"], num_classes, image_size)
+            with warnings.catch_warnings():  # ConvNeXt's layer scale is not predicted, there as here
+                warnings.simplefilter("ignore")
+                images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
+                variables, report = predict_parameters(model, images, ghn)
+            kept = set(expected["params"])
+            tensors = {n: t for n, t in from_params(variables["params"]).items() if n in kept}
+            count = sum(np.size(leaf) for leaf in jax.tree.leaves(variables["params"]))
+            errors["graphs"].append(float(not same_graph(_public_names(report.graph), expected["graph"])))
+            errors["parameter counts"].append(float(count != expected["num_params"]))
+            errors["predicted parameters"].append(tensors_error(tensors, expected["params"]))
+    return errors
+
+
+def _public_names(graph: Graph) -> Graph:
+    """A graph whose nodes bear the public names of their parameters."""
+    names = [
+        name and f"{name.rpartition('.')[0]}.{'bias' if name.endswith('bias') else 'weight'}"
+        for name in graph.names
+    ]
+    return graph._replace(names=tuple(names))
 
 
 # -- training steps ----------------------------------------

@@ -136,7 +136,7 @@ def make_plan(
     for t, template in enumerate(templates):
         starts[t], row_starts[t] = place, row
         for i, (node, parameters) in enumerate(owned[t].items()):
-            nodes[place + i], scales[place + i] = node, _scale(parameters[0], config)
+            nodes[place + i], scales[place + i] = node, fan_in_scale(parameters[0].shape, config)
             for p in parameters:
                 relative = fit_rows(p.layout, p.shape, template, p.name.endswith("bias"))
                 target = rows[p.offset // ROW : p.offset // ROW + len(relative)]
@@ -210,9 +210,8 @@ def _usage(owned: list[dict[int, tuple[Parameter, ...]]], templates: Sequence[Te
     return sum(places), sum(n * t.rows for n, t in zip(places, templates, strict=True))
 
 
-def _scale(parameter: Parameter, config: GHNConfig) -> float:
+def fan_in_scale(shape: Shape, config: GHNConfig) -> float:
     """The published fan-in normalisation: sqrt(beta / fan_in), where beta makes up for a ReLU that follows."""
-    shape = parameter.shape
     is_pos_enc = len(shape) == 4 and shape[0] == 1 and shape[2] >= 11
     if not config.normalize or len(shape) == 1 or is_pos_enc:
         return 1.0

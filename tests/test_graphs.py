@@ -33,7 +33,7 @@ def test_graphs_are_topologically_sorted_from_input_to_class_bias():
 
 
 def test_batch_pads_to_one_of_few_sizes_and_reports_what_is_short():
-    tuples = [encode(lower(sample("val", index)), preset("ghn2")) for index in range(3)]
+    tuples = [encode(lower(sample("val", index)).graph, preset("ghn2")) for index in range(3)]
     padded = batch(tuples)
     assert padded.graphs.n_node.shape == (4,)
     assert padded.graphs.n_node.sum() == cast(Any, padded.graphs.nodes)["primitive"].shape[0]

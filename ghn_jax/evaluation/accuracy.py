@@ -32,7 +32,7 @@ def predict_flat(
     config: GHNConfig, params: dict[str, Any], network: Lowered, templates: tuple[Template, ...]
 ) -> Float[Array, "row 8"]:
     """The flat parameter vector that a GHN predicts for a network."""
-    graphs = batch([encode(network, config)])
+    graphs = batch([encode(network.graph, config)])
     plan = make_plan(network, config, templates)
     return _predict(config, templates, graphs.max_nodes, params, graphs.graphs, plan)
 

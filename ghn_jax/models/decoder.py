@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from ghn_jax.config import GHNConfig
 from ghn_jax.layouts import ROW
@@ -183,9 +183,8 @@ def _decode_template(
     positions = fc.shape[0] * fc.shape[1]
     fc = fc.reshape(positions, c, -1).swapaxes(0, 1).reshape(c, -1)
     x = jax.nn.relu((h @ fc).reshape(len(h), positions, -1) + fc_bias.reshape(positions, -1))
-    x = jax.nn.relu(x.reshape(len(h) * positions, -1) @ w["decoder.conv.0.weight"] + w["decoder.conv.0.bias"])
     last = w["decoder.conv.2.weight"]
-    x = x @ last.reshape(last.shape[0], -1) + w["decoder.conv.2.bias"].reshape(-1)
+    x = _channels(w, x.reshape(len(h) * positions, -1), last, w["decoder.conv.2.bias"])
     if template.role == "class_weight":
         x = x.reshape(len(h), *last.shape[1:])  # node, in, out
         x = (
@@ -194,6 +193,56 @@ def _decode_template(
         )
         x = _pad_classes(x, template)
     return (x.reshape(len(h), -1) * scales[:, None]).reshape(-1, ROW)
+
+
+def decode_positions(
+    weights: Weights,
+    h: Embeddings,
+    position: Int[Array, " node"],
+    scales: Float[Array, " node"],
+    inputs: slice,
+    outputs: slice,
+) -> Float[Array, "node i o"]:
+    """Decodes a single kernel position for each of a few nodes, whatever the size of their kernels.
+
+    Args:
+      weights: the decoder's, by public name.
+      h: embeddings of the nodes.
+      position: y * max_kernel + x.
+      scales: factors on the result.
+      inputs, outputs: which channels to decode.
+    """
+    fc, fc_bias = weights["decoder.fc.0.weight"], weights["decoder.fc.0.bias"]
+    fc, fc_bias = fc.reshape(-1, *fc.shape[2:]), fc_bias.reshape(-1, fc_bias.shape[-1])
+    x = jax.nn.relu(jnp.einsum("nc,ncd->nd", h, fc[position]) + fc_bias[position])
+    last = weights["decoder.conv.2.weight"][:, inputs, outputs]
+    x = _channels(weights, x, last, weights["decoder.conv.2.bias"][inputs, outputs])
+    return x.reshape(len(h), *last.shape[1:]) * scales[:, None, None]
+
+
+def _channels(w: Weights, x: Array, last: Array, last_bias: Array) -> Array:
+    """The two 1x1 convolutions of the decoder, which treat every position alike."""
+    x = jax.nn.relu(x @ w["decoder.conv.0.weight"] + w["decoder.conv.0.bias"])
+    return x @ last.reshape(last.shape[0], -1) + last_bias.reshape(-1)
+
+
+def decode_class_weight(
+    weights: Weights, h: Embeddings, scales: Float[Array, " node"]
+) -> Float[Array, "node i label"]:
+    """Decodes classification weights, one for each of a few nodes."""
+    first = jnp.zeros(len(h), jnp.int32)
+    x = decode_positions(weights, h, first, jnp.ones_like(scales), slice(None), slice(None))
+    x = jax.nn.relu(x) @ weights["decoder.class_layer_predictor.1.weight"]
+    return (x + weights["decoder.class_layer_predictor.1.bias"]) * scales[:, None, None]
+
+
+def decode_vectors(
+    config: GHNConfig, weights: Weights, h: Embeddings
+) -> tuple[Float[Array, "node 2 c"], Float[Array, "node label"]]:
+    """Weight-like and bias-like vectors, and classification biases, of all nodes."""
+    bias = Template("class_bias", 1, 1, 1, config.num_classes)
+    vectors = _decode_vector(config, Template("vector", 1, 1, 2, config.channels), weights, h)
+    return vectors, _decode_vector(config, bias, weights, h)
 
 
 def _decode_vector(config: GHNConfig, template: Template, w: Weights, h: Embeddings) -> Array:

@@ -15,8 +15,7 @@ from jaxtyping import Array, Float
 
 from ghn_jax.architectures import NAMED
 from ghn_jax.config import GHNConfig
-from ghn_jax.executor.program import Lowered
-from ghn_jax.graphs import PRIMITIVES, batch, path_lengths, to_graphs_tuple
+from ghn_jax.graphs import PRIMITIVES, Graph, batch, path_lengths, to_graphs_tuple
 from ghn_jax.lowering import CIFAR_SIZE, lower
 from ghn_jax.models.decoder import ParameterDecoder
 from ghn_jax.models.gated_gnn import GatedGNN
@@ -93,20 +92,20 @@ def _dense_places(graphs: jraph.GraphsTuple, max_nodes: int) -> Array:
     return jnp.where(is_padding, len(graphs.n_node) * max_nodes, place)
 
 
-def encode(network: Lowered, config: GHNConfig) -> jraph.GraphsTuple:
-    """A network's graph as the GraphsTuple that a GHN of this configuration reads."""
+def encode(graph: Graph, config: GHNConfig) -> jraph.GraphsTuple:
+    """A graph as the GraphsTuple that a GHN of this configuration reads."""
     tables = shape_tables(config.num_classes, config.max_kernel)
-    hops = path_lengths(network.graph)
+    hops = path_lengths(graph)
     if not config.virtual_edges:
         hops = np.where(hops == 1, hops, 0)
-    return to_graphs_tuple(network.graph, hops, shape_indices(tables, network.graph.shapes))
+    return to_graphs_tuple(graph, hops, shape_indices(tables, graph.shapes))
 
 
 def init_params(config: GHNConfig, key: Array) -> dict[str, Any]:
     """Weights of a fresh GHN, initialised as PyTorch does by default."""
     network = lower(NAMED["vit"], config.num_classes)  # any network will do: no weight depends on it
     templates = deepnets_templates(config, CIFAR_SIZE)
-    graphs, plan = batch([encode(network, config)]), make_plan(network, config, templates)
+    graphs, plan = batch([encode(network.graph, config)]), make_plan(network, config, templates)
 
     def init(key: Array) -> dict[str, Any]:
         variables = GHN(config).init(key, graphs.graphs, graphs.max_nodes, plan, templates)

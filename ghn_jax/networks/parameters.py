@@ -28,29 +28,36 @@ _WEIGHTS = {
     1: _Form("scale", (0,), (0,)),
 }
 
+# Those with a name of their own.
+_NAMED = {
+    "bias": _Form("bias", (0,), (0,)),
+    "class_token": _Form("class_token", (0, 1, 2), (0, 1, 2)),
+    "pos_embedding": _Form("pos_embedding", (0, 1, 2), (0, 1, 2)),
+    "layer_scale": _Form("layer_scale", (1, 2, 0), (2, 0, 1)),
+}
+
 
 def to_params(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """The parameters of a network, `module.apply({"params": to_params(tensors)}, images)`.
 
     Args:
-      tensors: weights and biases in PyTorch's layout, by public name.
+      tensors: all parameters in PyTorch's layout, by public name.
 
-    Raises ValueError for a tensor that is neither a weight nor a bias.
+    Raises ValueError for a tensor that is no parameter, such as a running mean.
     """
     leaves = {}
     for name, tensor in tensors.items():
-        parent, _, kind = name.rpartition(".")
-        form = _WEIGHTS.get(np.ndim(tensor))
-        if not parent or kind not in ("weight", "bias") or form is None:
+        # PyTorch's attention calls the parts of its linear layer "in_proj" by names of their own.
+        parent, _, kind = name.replace(".in_proj_", ".in_proj.").rpartition(".")
+        form = _WEIGHTS.get(np.ndim(tensor)) if kind == "weight" else _NAMED.get(kind)
+        if form is None or np.ndim(tensor) != len(form.from_torch):
             raise ValueError(
-                f"`tensors[{name!r}]` of shape {np.shape(tensor)} is no parameter of a network: names end in "
-                "'.weight' or '.bias', and tensors have 1, 2 or 4 axes"
+                f"`tensors[{name!r}]` of shape {np.shape(tensor)} is no parameter of a network: weights have 1, 2 or "
+                f"4 axes, biases 1, and other names end in one of {', '.join(_NAMED)}; leave it out"
             )
-        path = tuple(re.split(r"\.(?!\d)", parent))  # a number belongs to the name before it
+        path = re.split(r"\.(?!\d)", parent) if parent else ()  # a number belongs to the name before it
         if parent == "pos_enc":
             leaves[*path, "embedding"] = np.asarray(tensor)[0].transpose(1, 2, 0)
-        elif kind == "bias":
-            leaves[*path, "bias"] = np.asarray(tensor)
         else:
             leaves[*path, form.leaf] = np.asarray(tensor).transpose(form.from_torch)
     return traverse_util.unflatten_dict(leaves)
@@ -60,11 +67,12 @@ def from_params(params: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """The tensors of a network in PyTorch's layout, by public name: the inverse of `to_params`."""
     tensors = {}
     for (*path, leaf), value in traverse_util.flatten_dict(dict(params)).items():
-        array, parent = np.asarray(value), ".".join(path)
+        array = np.asarray(value)
         if leaf == "embedding":
-            tensors[f"{parent}.weight"] = array.transpose(2, 0, 1)[None]
-        elif leaf == "bias":
-            tensors[f"{parent}.bias"] = array
+            kind, array = "weight", array.transpose(2, 0, 1)[None]
+        elif leaf in _NAMED:
+            kind, array = leaf, array.transpose(_NAMED[leaf].to_torch)
         else:
-            tensors[f"{parent}.weight"] = array.transpose(_WEIGHTS[array.ndim].to_torch)
+            kind, array = "weight", array.transpose(_WEIGHTS[array.ndim].to_torch)
+        tensors[".".join([*path, kind]).replace(".in_proj.", ".in_proj_")] = array
     return tensors

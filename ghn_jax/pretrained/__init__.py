@@ -20,6 +20,9 @@ from ghn_jax.errors import unknown_name
 _HERE = pathlib.Path(__file__).parent
 _FORMAT = "ghn_jax-1"
 
+DEFAULT = "ghn2-digits"
+"""The GHN that is used unless another is named."""
+
 
 class TrainedGHN(NamedTuple):
     """A GHN with weights.

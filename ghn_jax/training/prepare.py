@@ -56,7 +56,7 @@ def prepare(
         size = PlanSize(*(max(values) for values in zip(*(sizes[i] for i in slot), strict=True)))
         plans.append(_stack([make_plan(networks[i], config, templates, size) for i in slot]))
 
-    encoded = [[encode(networks[slot[d]], config) for slot in places] for d in range(num_devices)]
+    encoded = [[encode(networks[slot[d]].graph, config) for slot in places] for d in range(num_devices)]
     needed = [pad_size([int(g.n_node[0]) for g in gs], [int(g.n_edge[0]) for g in gs]) for gs in encoded]
     largest = max(needed, key=lambda size: size.nodes)
     size = largest._replace(edges=max(size.edges for size in needed))

@@ -1,0 +1,192 @@
+"""Predicts all parameters of any JAX classifier, without training it.
+
+import ghn_jax
+import jax.numpy as jnp
+
+model = ghn_jax.target("resnet50", num_classes=10, image_size=32)
+variables, report = ghn_jax.predict_parameters(model, jnp.zeros((1, 32, 32, 3)))
+logits = ghn_jax.apply_by_batch(model, variables, images)
+"""
+
+import dataclasses
+import functools
+import pathlib
+import time
+import warnings
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float
+
+from ghn_jax import assembly, pretrained
+from ghn_jax.config import GHNConfig
+from ghn_jax.graphs import Graph, batch
+from ghn_jax.graphs.builder import Extracted
+from ghn_jax.graphs.values import Leaf
+from ghn_jax.graphs.walk import UnsupportedModel
+from ghn_jax.models.ghn import GHN, encode
+from ghn_jax.pretrained import TrainedGHN
+from ghn_jax.tracing import Traced, trace
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What was predicted.
+
+    Attributes:
+      parameters: number of predicted parameters.
+      tensors: number of predicted tensors.
+      unassigned: why each other tensor keeps its own initialisation, by name.
+      graph: the computational graph.
+      node_embeddings: what the GHN knows of each node.
+      seconds: spent on each part: 'trace', 'graph', 'predict' (embed and decode), 'assemble'.
+    """
+
+    parameters: int
+    tensors: int
+    unassigned: Mapping[str, str]
+    graph: Graph
+    node_embeddings: Float[np.ndarray, "node c"]
+    seconds: Mapping[str, float]
+
+    def __str__(self) -> str:
+        parts = ", ".join(f"{name} {1000 * seconds:.0f} ms" for name, seconds in self.seconds.items())
+        kept = f", {len(self.unassigned)} tensors keep their own initialisation" if self.unassigned else ""
+        return f"{self.parameters:,} parameters in {self.tensors} tensors predicted{kept} ({parts})"
+
+
+class Prediction(NamedTuple):
+    """A model's predicted parameters, and a report.
+
+    Attributes:
+      variables: for a Linen module its variables, {'params': ...} and other collections as initialised; for an
+        NNX module a filled copy of it; for a function its tree of parameters.
+      report: what was predicted.
+    """
+
+    variables: Any
+    report: Report
+
+
+def predict_parameters(
+    model: Any,
+    sample_input: Any,
+    ghn: TrainedGHN | str | pathlib.Path | None = None,
+    *,
+    seed: int = 0,
+    strict: bool = False,
+    predict_class_layers: bool = True,
+) -> Prediction:
+    """Predicts the parameters of a classifier: a Flax Linen or NNX module, or a `ghn_jax.Function`.
+
+    Args:
+      model: the model; an NNX module is left as it is.
+      sample_input: images as the model takes them, batch axis first, or their jax.ShapeDtypeStruct; only the
+        shape counts.
+      ghn: a loaded GHN, the path of one, or the name of a bundled one.
+      seed: of the model's own initialisation, which parameters keep that a GHN cannot predict.
+      strict: whether such parameters are an error.
+      predict_class_layers: False leaves the classification layer as initialised, for fine-tuning on other classes.
+
+    Raises ValueError: UnsupportedModel if the graph of the model cannot be found, or `strict` and some parameter
+    cannot be predicted; and if the GHN is for another number of classes.
+    """
+    start = time.perf_counter()
+    loaded = ghn if isinstance(ghn, TrainedGHN) else pretrained.load(ghn or pretrained.DEFAULT)
+    traced = trace(model, sample_input, seed)
+    traced_at = time.perf_counter()
+    extracted = traced.extract()
+    extracted = _settle_class_layer(extracted, loaded.config, predict_class_layers)
+    _note_unassigned(extracted, traced, strict)
+    graph = encode(_as_trained(extracted, loaded.config, predict_class_layers), loaded.config)
+    graph_at = time.perf_counter()
+    nodes = _embed(loaded, graph)
+    decoded = assembly.decode(loaded.config, loaded.params["decoder"], nodes, extracted)
+    decoded_at = time.perf_counter()
+    incomplete = sorted({leaf.index for leaf in extracted.unassigned})
+    tensors = assembly.assemble(
+        loaded.config, decoded, extracted, traced.leaves, traced.initial(incomplete) if incomplete else {}
+    )
+    variables = traced.rebuild([jax.device_put(tensor) for tensor in tensors])
+    end = time.perf_counter()
+    report = Report(
+        parameters=sum(int(np.prod(owned.shape)) for owned in extracted.owned),
+        tensors=len(extracted.owned),
+        unassigned={_leaf_name(traced, leaf): why for leaf, why in extracted.unassigned.items()},
+        graph=extracted.graph,
+        node_embeddings=np.asarray(nodes)[: extracted.graph.num_nodes],
+        seconds={
+            "trace": traced_at - start,
+            "graph": graph_at - traced_at,
+            "predict": decoded_at - graph_at,
+            "assemble": end - decoded_at,
+        },
+    )
+    return Prediction(variables, report)
+
+
+def graph_of(model: Any, sample_input: Any) -> Graph:
+    """The computational graph of a model; arguments and errors as in `predict_parameters`."""
+    return trace(model, sample_input).extract().graph
+
+
+def _embed(ghn: TrainedGHN, graph: Any) -> Float[Array, "node c"]:
+    graphs = batch([graph])
+    return _embed_jitted(ghn.config, graphs.max_nodes, ghn.params, graphs.graphs)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _embed_jitted(config, max_nodes, params, graphs):
+    return GHN(config).apply({"params": params}, graphs, max_nodes, method=GHN.embed)[0]
+
+
+def _settle_class_layer(extracted: Extracted, config: GHNConfig, predict: bool) -> Extracted:
+    """Checks that the GHN predicts as many classes as the model has, or leaves its last layer out."""
+    if not extracted.class_nodes:
+        return extracted
+    weight = extracted.class_nodes[0]
+    shape, name = extracted.graph.shapes[weight], extracted.graph.names[weight]
+    assert shape
+    if not predict:
+        kept = tuple(o for o in extracted.owned if o.node not in extracted.class_nodes)
+        reason = "is of the classification layer"
+        left = {o.leaf: reason for o in extracted.owned if o.node in extracted.class_nodes}
+        return extracted._replace(owned=kept, unassigned={**extracted.unassigned, **left})
+    if shape[0] != config.num_classes:
+        raise ValueError(
+            f"`ghn` predicts {config.num_classes} classes and the model's last layer ({name}) has {shape[0]}: use a "
+            f"GHN for {shape[0]} classes, a model with {config.num_classes}, or predict_class_layers=False"
+        )
+    return extracted
+
+
+def _as_trained(extracted: Extracted, config: GHNConfig, predict_class_layers: bool) -> Graph:
+    """The graph that the GHN reads: a classification layer that is not predicted looks like that of its own dataset."""
+    graph = extracted.graph
+    if predict_class_layers:
+        return graph
+    shapes = list(graph.shapes)
+    for node in extracted.class_nodes:
+        shape = shapes[node]
+        assert shape
+        shapes[node] = (config.num_classes, *shape[1:])
+    return graph._replace(shapes=tuple(shapes))
+
+
+def _note_unassigned(extracted: Extracted, traced: Traced, strict: bool) -> None:
+    if not extracted.unassigned:
+        return
+    listed = [f"{_leaf_name(traced, leaf)} {why}" for leaf, why in extracted.unassigned.items()]
+    if strict:
+        raise UnsupportedModel(
+            f"`strict` (=True), and {len(listed)} parameters cannot be predicted: {'; '.join(listed)}"
+        )
+    warnings.warn(
+        f"{len(listed)} parameters keep their own initialisation: {'; '.join(listed)}", stacklevel=3
+    )
+
+
+def _leaf_name(traced: Traced, leaf: Leaf) -> str:
+    return traced.names[leaf.index] + "".join(f"[{i}]" for i in leaf.place)
