@@ -68,9 +68,8 @@ class Convolution:
 
     def __call__(self, weights: Sequence[Array], x: Map) -> Map:
         """The convolved map."""
-        x = jax.nn.relu(x) if self.relu else x
         x = jax.lax.stop_gradient(x) if self.of_image else x
-        return kernels.convolution(x, weights[0], self.stride, self.padding)
+        return kernels.convolution(x, weights[0], self.stride, self.padding, self.relu)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -133,7 +132,7 @@ class BatchNorm:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Attention:
-    """A transformer block on the pixels of a map: attention with 8 heads, then an MLP, both pre-norm and residual.
+    """Attention with 8 heads between the pixels of a map, after layer norm, and added to its input.
 
     Attributes:
       channels: true channels, a multiple of 16. The block's own weights are not padded.
@@ -147,40 +146,56 @@ class Attention:
 
     @property
     def shapes(self) -> tuple[Shape, ...]:
-        """ln1 scale, bias; qkv; output weight, bias; ln2 scale, bias; MLP weight, bias, weight, bias."""
+        """Layer norm scale, bias; qkv; output weight, bias."""
         c = self.channels
-        return ((c,), (c,), (c, 3 * c), (c, c), (c,), (c,), (c,), (c, c), (c,), (c, c), (c,))
+        return ((c,), (c,), (c, 3 * c), (c, c), (c,))
 
     def __call__(self, weights: Sequence[Array], x: Map) -> Map:
         """A map of the same shape."""
-        scale1, bias1, w_qkv, w_out, b_out, scale2, bias2, w_mlp1, b_mlp1, w_mlp2, b_mlp2 = weights
-        batch, height, width, _ = x.shape
-        tokens = _without_padding(x, self.channels).reshape(batch, height * width, self.channels)
-        qkv = kernels.layer_norm(tokens, scale1, bias1) @ w_qkv
-        q, k, v = (
-            t.reshape(batch, height * width, self.heads, self.channels // self.heads)
-            for t in jnp.split(qkv, 3, axis=-1)
-        )
-        mixed = kernels.attention(q, k, v).reshape(tokens.shape)
-        tokens = tokens + mixed @ w_out + b_out
-        hidden = jax.nn.gelu(kernels.layer_norm(tokens, scale2, bias2) @ w_mlp1 + b_mlp1, approximate=False)
-        tokens = tokens + hidden @ w_mlp2 + b_mlp2
-        return _with_padding(tokens.reshape(batch, height, width, self.channels), self.padded)
+        scale, bias, w_qkv, w_out, b_out = weights
+        tokens = _tokens(x, self.channels)
+        qkv = kernels.layer_norm(tokens, scale, bias) @ w_qkv
+        heads = (x.shape[0], -1, self.heads, self.channels // self.heads)
+        q, k, v = (part.reshape(heads) for part in jnp.split(qkv, 3, axis=-1))
+        return _with_padding(tokens + kernels.attention(q, k, v, w_out) + b_out, x.shape, self.padded)
 
 
-def _without_padding(x: Map, channels: int) -> Map:
-    if x.shape[-1] == channels:
-        return x
-    halves = jnp.split(x, 2, axis=-1)
-    return jnp.concatenate([half[..., : channels // 2] for half in halves], axis=-1)
+@dataclasses.dataclass(frozen=True, slots=True)
+class TokenMLP:
+    """An MLP on each pixel of a map, after layer norm, and added to its input; attributes as for `Attention`."""
+
+    channels: int
+    padded: int
+
+    @property
+    def shapes(self) -> tuple[Shape, ...]:
+        """Layer norm scale, bias; weight, bias; weight, bias."""
+        c = self.channels
+        return ((c,), (c,), (c, c), (c,), (c, c), (c,))
+
+    def __call__(self, weights: Sequence[Array], x: Map) -> Map:
+        """A map of the same shape."""
+        scale, bias, w1, b1, w2, b2 = weights
+        tokens = _tokens(x, self.channels)
+        hidden = jax.nn.gelu(kernels.layer_norm(tokens, scale, bias) @ w1 + b1, approximate=False)
+        return _with_padding(tokens + hidden @ w2 + b2, x.shape, self.padded)
 
 
-def _with_padding(x: Map, padded: int) -> Map:
-    channels = x.shape[-1]
-    if channels == padded:
-        return x
-    pad = ((0, 0), (0, 0), (0, 0), (0, (padded - channels) // 2))
-    return jnp.concatenate([jnp.pad(half, pad) for half in jnp.split(x, 2, axis=-1)], axis=-1)
+def _tokens(x: Map, channels: int) -> Float[Array, "token channel"]:
+    """The pixels of all images one after the other, without padding."""
+    if x.shape[-1] != channels:
+        halves = jnp.split(x, 2, axis=-1)
+        x = jnp.concatenate([half[..., : channels // 2] for half in halves], axis=-1)
+    return x.reshape(-1, channels)
+
+
+def _with_padding(tokens: Float[Array, "token channel"], shape: Shape, padded: int) -> Map:
+    """A map of this shape, both halves of its channels padded."""
+    channels = tokens.shape[-1]
+    if channels != padded:
+        pad = ((0, 0), (0, (padded - channels) // 2))
+        tokens = jnp.concatenate([jnp.pad(half, pad) for half in jnp.split(tokens, 2, axis=-1)], axis=-1)
+    return tokens.reshape(shape)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -331,6 +346,7 @@ Block = (
     | FactorizedReduction
     | BatchNorm
     | Attention
+    | TokenMLP
     | SqueezeExcite
     | PositionalEncoding
     | Linear

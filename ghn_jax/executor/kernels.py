@@ -7,6 +7,7 @@ convolutions. Both forms compute the same function.
 """
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,7 @@ Pair = tuple[int, int]
 
 _NHWC = ("NHWC", "HWIO", "NHWC")
 _EPSILON = 1e-5
+_CACHE = 13 << 19  # bytes
 
 
 def _on_cpu() -> bool:
@@ -30,15 +32,49 @@ def pointwise(x: Map, w: Float[Array, "channel out"]) -> Map:
     return (x.reshape(-1, x.shape[-1]) @ w).reshape(*x.shape[:-1], w.shape[1])
 
 
-def convolution(x: Map, w: Float[Array, "kh kw channel out"], stride: Pair, padding: Pair) -> Map:
-    """A dense convolution; `stride` and `padding` (on both sides) are (vertical, horizontal)."""
-    if w.shape[:2] == (1, 1) and padding == (0, 0):
+def convolution(
+    x: Map, w: Float[Array, "kh kw channel out"], stride: Pair, padding: Pair, relu: bool = False
+) -> Map:
+    """[ReLU,] a dense convolution; `stride` and `padding` (on both sides) are (vertical, horizontal)."""
+    is_pointwise = w.shape[:2] == (1, 1) and padding == (0, 0)
+    if relu and is_pointwise and stride == (1, 1) and _on_cpu() and x.nbytes >= 4 * _CACHE:
+        return _relu_pointwise(x, w[0, 0])
+    x = jax.nn.relu(x) if relu else x
+    if is_pointwise:
         return pointwise(x[:, :: stride[0], :: stride[1]], w[0, 0])
     if not _on_cpu():
         return _native(x, w, stride, padding)
     if min(w.shape[:2]) > max(x.shape[1:3]):
         return _unrolled_convolution(x, w, stride, padding)
     return _dense_convolution(x, w, stride, padding)
+
+
+@jax.custom_vjp
+def _relu_pointwise(x: Map, w: Array) -> Map:
+    """ReLU and a 1x1 convolution of a map larger than the cache, a few images at a time."""
+    groups = _grouped(x, (1, 1))
+    out = lax.map(lambda images: pointwise(jax.nn.relu(images), w), groups)
+    return out.reshape(*x.shape[:3], -1)
+
+
+def _relu_pointwise_forward(x, w):
+    return _relu_pointwise(x, w), (x, w)
+
+
+def _relu_pointwise_backward(residuals, g):
+    x, w = residuals
+    groups = _grouped(x, (1, 1))
+
+    def add(dw: Array, pair: tuple[Map, Map]) -> tuple[Array, Map]:
+        x, g = pair
+        rectified, flat = jax.nn.relu(x).reshape(-1, w.shape[0]), g.reshape(-1, w.shape[1])
+        return dw + rectified.T @ flat, jnp.where(x > 0, pointwise(g, w.T), 0.0)
+
+    dw, dx = lax.scan(add, jnp.zeros_like(w), (groups, g.reshape(*groups.shape[:4], -1)))
+    return dx.reshape(x.shape), dw
+
+
+_relu_pointwise.defvjp(_relu_pointwise_forward, _relu_pointwise_backward)
 
 
 def _native(x: Map, w: Array, stride: Pair, padding: Pair, dilation: int = 1, groups: int = 1) -> Map:
@@ -72,11 +108,13 @@ def _unrolled_convolution(x: Map, w: Array, stride: Pair, padding: Pair) -> Map:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _dense_convolution(x: Map, w: Array, stride: Pair, padding: Pair) -> Map:
+    if _few_channels(x, w):
+        return _by_columns(x, w, stride, ((padding[0],) * 2, (padding[1],) * 2))
     return _native(x, w, stride, padding)
 
 
 def _dense_forward(x, w, stride, padding):
-    return _native(x, w, stride, padding), (x, w)
+    return _dense_convolution(x, w, stride, padding), (x, w)
 
 
 def _dense_backward(stride, padding, residuals, g):
@@ -86,14 +124,19 @@ def _dense_backward(stride, padding, residuals, g):
     # rows and columns at the far end that the strided window did not reach
     rest = [size[i] + 2 * padding[i] - kernel[i] - stride[i] * (g.shape[1 + i] - 1) for i in range(2)]
     near = [kernel[i] - 1 - padding[i] for i in range(2)]
-    dx = lax.conv_general_dilated(
-        g,
-        jnp.flip(w, (0, 1)).swapaxes(2, 3),
-        (1, 1),
-        [(near[i], near[i] + rest[i]) for i in range(2)],
-        lhs_dilation=stride,
-        dimension_numbers=_NHWC,
-    )
+    edges = ((near[0], near[0] + rest[0]), (near[1], near[1] + rest[1]))
+    transposed = jnp.flip(w, (0, 1)).swapaxes(2, 3)
+    if stride == (1, 1) and _few_channels(g, transposed):
+        dx = _by_columns(g, transposed, stride, edges)
+    elif x.shape[1] <= 8 and min(kernel) >= 5:  # XLA's dilation is four times as slow as writing the zeros
+        spread = lax.pad(g, 0.0, ((0, 0, 0), (0, 0, stride[0] - 1), (0, 0, stride[1] - 1), (0, 0, 0)))
+        dx = lax.conv_general_dilated(spread, transposed, (1, 1), edges, dimension_numbers=_NHWC)
+    else:
+        dx = lax.conv_general_dilated(
+            g, transposed, (1, 1), edges, lhs_dilation=stride, dimension_numbers=_NHWC
+        )
+    if g.shape[-1] >= 64 and (x.shape[-1] == 64 or x.shape[1] >= 32):
+        return dx, _kernel_gradient_by_columns(x, g, kernel, stride, padding)
     dilated = g
     if stride != (1, 1):
         dilated = lax.pad(
@@ -120,6 +163,61 @@ def _dense_backward(stride, padding, residuals, g):
 
 
 _dense_convolution.defvjp(_dense_forward, _dense_backward)
+
+
+def _few_channels(x: Map, w: Array) -> bool:
+    """Whether XLA's own convolution is slower than products of matrices (measured; by up to a half)."""
+    return 32 <= x.shape[-1] <= 64 and 2 * _columns_size(x, w.shape[:2]) <= _CACHE
+
+
+def _by_columns(x: Map, w: Array, stride: Pair, edges: tuple[Pair, Pair]) -> Map:
+    """A convolution as the product of each pixel's neighbourhood with a matrix, a few images at a time."""
+    kernel, matrix = w.shape[:2], w.reshape(-1, w.shape[-1])
+
+    def few(images: Map) -> Map:
+        columns = _columns(images, kernel, stride, edges)
+        return (columns.reshape(-1, matrix.shape[0]) @ matrix).reshape(*columns.shape[:3], -1)
+
+    out = lax.map(few, _grouped(x, kernel))
+    return out.reshape(x.shape[0], *out.shape[2:])
+
+
+def _kernel_gradient_by_columns(x: Map, g: Map, kernel: Pair, stride: Pair, padding: Pair) -> Array:
+    """The gradient of a convolution's kernel, as a sum of products of matrices over a few images at a time."""
+    edges = ((padding[0],) * 2, (padding[1],) * 2)
+    images = _grouped(x, kernel)
+
+    def add(total: Array, pair: tuple[Map, Map]) -> tuple[Array, None]:
+        columns = _columns(pair[0], kernel, stride, edges)
+        return total + pair[1].reshape(-1, g.shape[-1]).T @ columns.reshape(-1, total.shape[1]), None
+
+    zero = jnp.zeros((g.shape[-1], kernel[0] * kernel[1] * x.shape[-1]), x.dtype)
+    total, _ = lax.scan(add, zero, (images, g.reshape(*images.shape[:2], *g.shape[1:])))
+    return total.T.reshape(*kernel, x.shape[-1], g.shape[-1])
+
+
+def _columns(x: Map, kernel: Pair, stride: Pair, edges: tuple[Pair, Pair]) -> Map:
+    """The neighbourhood of each output pixel, along the channels."""
+    padded = jnp.pad(x, ((0, 0), *edges, (0, 0)))
+    out = [(padded.shape[1 + i] - kernel[i]) // stride[i] for i in range(2)]  # places of the last pixel
+    taps = [
+        padded[:, i : i + out[0] * stride[0] + 1 : stride[0], j : j + out[1] * stride[1] + 1 : stride[1]]
+        for i in range(kernel[0])
+        for j in range(kernel[1])
+    ]
+    return jnp.concatenate(taps, axis=-1)
+
+
+def _columns_size(x: Map, kernel: Pair) -> int:
+    """Bytes of an image's neighbourhoods, at stride 1."""
+    return math.prod(x.shape[1:]) * math.prod(kernel) * x.dtype.itemsize
+
+
+def _grouped(x: Map, kernel: Pair) -> Float[Array, "group batch height width channel"]:
+    """Images in groups whose neighbourhoods stay in cache."""
+    fitting = max(1, _CACHE // _columns_size(x, kernel))
+    group = max(n for n in range(1, x.shape[0] + 1) if x.shape[0] % n == 0 and n <= fitting)
+    return x.reshape(-1, group, *x.shape[1:])
 
 
 def depthwise(x: Map, w: Float[Array, "kh kw channel"], stride: int, dilation: int) -> Map:
@@ -252,26 +350,88 @@ def _norm_backward(residuals, g):
 batch_norm.defvjp(_norm_forward, _norm_backward)
 
 
-def layer_norm(x: Float[Array, "... channel"], scale: Vector, bias: Vector) -> Float[Array, "... channel"]:
+@jax.custom_vjp
+def layer_norm(
+    x: Float[Array, "token channel"], scale: Vector, bias: Vector
+) -> Float[Array, "token channel"]:
     """Normalises the channels of each token (epsilon 1e-5)."""
-    mean = x.mean(-1, keepdims=True)
-    centred = x - mean
-    variance = (centred * centred).mean(-1, keepdims=True)
-    return centred * lax.rsqrt(variance + _EPSILON) * scale + bias
+    normalized, _ = _standardized(x)
+    return normalized * scale + bias
 
 
+def _standardized(x: Array) -> tuple[Array, Array]:
+    """Tokens with mean 0 and variance 1, and the inverse of their deviations before."""
+    centred = x - x.mean(-1, keepdims=True)
+    inverse = lax.rsqrt((centred * centred).mean(-1, keepdims=True) + _EPSILON)
+    return centred * inverse, inverse
+
+
+def _layer_norm_forward(x, scale, bias):
+    return layer_norm(x, scale, bias), (x, scale)
+
+
+def _layer_norm_backward(residuals, g):
+    """Written out, since what autodiff makes of it takes XLA:CPU ten times as long."""
+    x, scale = residuals
+    normalized, inverse = _standardized(x)
+    gain = g * scale
+    along = (gain * normalized).mean(-1, keepdims=True)
+    dx = inverse * (gain - gain.mean(-1, keepdims=True) - normalized * along)
+    return dx, (g * normalized).sum(0), g.sum(0)
+
+
+layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)
+
+
+Heads = Float[Array, "batch token head c"]
+
+
+@jax.custom_vjp
 def attention(
-    q: Float[Array, "batch token head c"], k: Array, v: Array
-) -> Float[Array, "batch token head c"]:
-    """Softmax attention, head by head."""
-    batch, tokens, heads, width = q.shape
+    q: Heads, k: Heads, v: Heads, w_out: Float[Array, "head*c out"]
+) -> Float[Array, "batch*token out"]:
+    """Softmax attention, then the output projection."""
+    return _attend(_mix, q, k, v).reshape(-1, w_out.shape[0]) @ w_out
 
-    def one(qkv):
-        q, k, v = qkv
-        return jax.nn.softmax((q * width**-0.5) @ k.T, axis=-1) @ v
 
-    split = [t.transpose(0, 2, 1, 3).reshape(batch * heads, tokens, width) for t in (q, k, v)]
-    # on the CPU one matrix of attention at a time stays in cache, and is recomputed rather than kept
-    mapped = functools.partial(lax.map, jax.checkpoint(one)) if _on_cpu() else jax.vmap(one)
-    out = mapped(tuple(split))
-    return out.reshape(batch, heads, tokens, width).transpose(0, 2, 1, 3)
+def _attention_forward(q, k, v, w_out):
+    return attention(q, k, v, w_out), (q, k, v, w_out)
+
+
+def _attention_backward(residuals, g):
+    """Attention is computed once more, and what depends on it at the same time."""
+    q, k, v, w_out = residuals
+    g_mixed = (g @ w_out.T).reshape(q.shape)
+    mixed, dq, dk, dv = _attend(_pull_back_mix, q, k, v, g_mixed)
+    dw = mixed.reshape(-1, w_out.shape[0]).T @ g.reshape(-1, g.shape[-1])
+    return dq, dk, dv, dw
+
+
+attention.defvjp(_attention_forward, _attention_backward)
+
+
+def _attend(function, *operands: Heads):
+    """Applies a function of (sequence, token, c) arrays to each head; on the CPU a few at a time, to stay in cache."""
+    batch, tokens, heads, width = operands[0].shape
+    group = math.gcd(batch * heads, 32 if _on_cpu() else batch * heads)
+    split = [x.transpose(0, 2, 1, 3).reshape(-1, group, tokens, width) for x in operands]
+    out = lax.map(lambda xs: function(*xs), split)
+    return jax.tree.map(lambda x: x.reshape(batch, heads, tokens, width).transpose(0, 2, 1, 3), out)
+
+
+def _probabilities(q: Array, k: Array) -> Array:
+    return jax.nn.softmax(jnp.einsum("nqc,nkc->nqk", q * q.shape[-1] ** -0.5, k), axis=-1)
+
+
+def _mix(q: Array, k: Array, v: Array) -> Array:
+    return jnp.einsum("nqk,nkc->nqc", _probabilities(q, k), v)
+
+
+def _pull_back_mix(q: Array, k: Array, v: Array, g: Array) -> tuple[Array, Array, Array, Array]:
+    """The mixed values, and the gradients of queries, keys and values given that of the mixed values."""
+    p = _probabilities(q, k)
+    mixed = jnp.einsum("nqk,nkc->nqc", p, v)
+    dp = jnp.einsum("nqc,nkc->nqk", g, v)
+    ds = p * (dp - (g * mixed).sum(-1, keepdims=True)) * q.shape[-1] ** -0.5
+    dq, dk = jnp.einsum("nqk,nkc->nqc", ds, k), jnp.einsum("nqk,nqc->nkc", ds, q)
+    return mixed, dq, dk, jnp.einsum("nqk,nqc->nkc", p, g)

@@ -177,9 +177,11 @@ class Builder:
         hidden, w_hidden = self._linear((ln2,), channels, channels, f"{name}.ff.net.0")
         last, w_last = self._linear((hidden,), channels, channels, f"{name}.ff.net.3")
         sources = self._join("sum", (*residual, last))
-        weights = (*norm1, *w_qkv, *w_out, *norm2, *w_hidden, *w_last)
-        block = blocks.Attention(x.channels.size, x.channels.padded_size)
-        return self._emit(block, (x,), weights, sources, x.channels, x.size)
+        sizes = x.channels.size, x.channels.padded_size
+        attended = (*norm1, *w_qkv, *w_out)
+        x = self._emit(blocks.Attention(*sizes), (x,), attended, residual, x.channels, x.size)
+        transformed = (*norm2, *w_hidden, *w_last)
+        return self._emit(blocks.TokenMLP(*sizes), (x,), transformed, sources, x.channels, x.size)
 
     def squeeze_excite(self, x: Value, hidden: Axis, name: str, stride: int) -> Value:
         """A channel gate."""
