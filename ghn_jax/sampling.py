@@ -99,10 +99,12 @@ class MetaBatch(NamedTuple):
 
     Attributes:
       indices: their places in the train split.
-      networks: lowered, with the channels drawn for this step.
+      architectures: with the channels drawn for this step.
+      networks: the same, lowered.
     """
 
     indices: tuple[int, ...]
+    architectures: tuple[Architecture, ...]
     networks: tuple[Lowered, ...]
 
 
@@ -116,16 +118,17 @@ def meta_batch(
     rng = np.random.default_rng((seed, len(_STREAM), step))
     for _ in range(1000):
         indices = tuple(int(i) for i in rng.integers(SPLITS["train"].size, size=size))
-        networks, nodes = [], 0
+        architectures, networks, nodes = [], [], 0
         for index in indices:
             draws = np.random.default_rng((seed, _STREAM["train"], index))
             arch, capacity = _sample(draws, SPLITS["train"], image_size)
-            networks.append(lower(draw_width(rng, arch, capacity), num_classes, image_size))
+            architectures.append(draw_width(rng, arch, capacity))
+            networks.append(lower(architectures[-1], num_classes, image_size))
             nodes += networks[-1].graph.num_nodes
             if nodes > MAX_NODES * max(1, size / 8):
                 break
         else:
-            return MetaBatch(indices, tuple(networks))
+            return MetaBatch(indices, tuple(architectures), tuple(networks))
     raise ValueError(
         f"`meta_batch_size` (={size}) is too large: its graphs exceed {MAX_NODES} nodes; lower it"
     )

@@ -1,0 +1,78 @@
+"""Times meta-training steps of the public PyTorch code; `benchmarks.meta_step` runs it where PyTorch is installed.
+
+Standard input: {"public": checkout, "meta_batches": [[arguments of a network, ...], ...], "batch_size": images}.
+The last line of standard output: seconds of each step, as JSON. Graphs are built
+beforehand, as the public code reads them from a file; networks are built within the step, as it does.
+"""
+
+import json
+import sys
+import time
+import types
+from unittest import mock
+
+import torch
+
+job = json.load(sys.stdin)
+sys.path.insert(0, job["public"])
+for name in (
+    "ppuda",
+    "ppuda.ghn",
+    "ppuda.deepnets1m",
+    "ppuda.utils",
+):  # their __init__ import far more than is used
+    package = types.ModuleType(name)
+    package.__path__ = [f"{job['public']}/{name.replace('.', '/')}"]
+    sys.modules[name] = package
+for name in ("torchvision", "matplotlib", "matplotlib.pyplot", "matplotlib.cm"):
+    sys.modules.setdefault(name, mock.MagicMock())
+sys.modules["torchvision"].models.vision_transformer.VisionTransformer = type("Unused", (), {})
+sys.modules["ppuda.utils"].drop_path = None
+sys.modules["ppuda.utils"].default_device = lambda: "cpu"
+sys.modules["ppuda.utils"].capacity = lambda model, is_grad=True: (
+    0,
+    sum(p.numel() for p in model.parameters()),
+)
+
+from ppuda.deepnets1m import genotypes  # noqa: E402
+from ppuda.deepnets1m.graph import Graph, GraphBatch  # noqa: E402
+from ppuda.deepnets1m.net import Network  # noqa: E402
+from ppuda.ghn.nn import GHN  # noqa: E402
+
+
+def network(arguments: dict, light: bool) -> Network:
+    arguments = arguments | {"genotype": genotypes.from_dict(arguments["genotype"])}
+    return Network(is_imagenet_input=False, num_classes=10, light=light, **arguments)
+
+
+torch.manual_seed(0)
+ghn = GHN(
+    max_shape=(64, 64, 11, 11),
+    num_classes=10,
+    hypernet="gatedgnn",
+    decoder="conv",
+    weight_norm=True,
+    ve=True,
+    layernorm=True,
+    hid=32,
+    debug_level=0,
+)
+ghn.train()
+optimizer = torch.optim.Adam(ghn.parameters(), 1e-3, weight_decay=1e-5)
+images = torch.randn(job["batch_size"], 3, 32, 32)
+labels = torch.randint(0, 10, (job["batch_size"],))
+prepared = [[Graph(network(a, light=False), ve_cutoff=50) for a in batch] for batch in job["meta_batches"]]
+
+seconds = []
+for batch, graphs in zip(
+    [job["meta_batches"][0], *job["meta_batches"]], [prepared[0], *prepared], strict=True
+):
+    start = time.perf_counter()
+    optimizer.zero_grad()
+    models = ghn([network(arguments, light=True) for arguments in batch], GraphBatch(graphs).to_device("cpu"))
+    loss = sum(torch.nn.functional.cross_entropy(model(images)[0], labels) for model in models) / len(models)
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(ghn.parameters(), 5)
+    optimizer.step()
+    seconds.append(time.perf_counter() - start)
+print(json.dumps(seconds[1:]))  # the first step warms the process up
