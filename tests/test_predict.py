@@ -96,7 +96,8 @@ def test_predicts_linen_model(ghn):
     assert report.parameters == sum(x.size for x in jax.tree.leaves(expected["params"]))
     assert report.node_embeddings.shape == (report.graph.num_nodes, ghn.config.hidden)
     np.testing.assert_array_equal(variables["batch_stats"]["bn"]["var"], np.ones(24))
-    assert jnp.isfinite(Net().apply(variables, IMAGES)).all()
+    logits: Any = Net().apply(variables, IMAGES)
+    assert jnp.isfinite(logits).all()
 
 
 def test_predicts_nnx_model(ghn):

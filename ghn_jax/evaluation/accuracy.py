@@ -8,7 +8,7 @@ Running statistics of batch norm are not predicted, so networks are run with the
 import functools
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -43,22 +43,31 @@ def _predict(config, templates, max_nodes, params, graphs, plan):
 
 
 def top1(network: Lowered, flat: Float[Array, "..."], dataset: ImageDataset, split: ImageSplit) -> float:
-    """Top-1 accuracy, in percent, on the images of a split.
-
-    Where the number of images is no multiple of 64, the last batch takes in images of the one before, which are
-    not counted twice (the published code makes it smaller, and its statistics poorer).
-    """
+    """Top-1 accuracy, in percent, on the images of a split."""
     program = run.without_dropout(network.program)
     weights = run.load_weights(program, flat)
-    count, hits = len(split.images), jnp.zeros((), jnp.int32)
+    hits = jnp.zeros((), jnp.int32)
+    for images, labels, new in batches(dataset, split):
+        hits += _hits(run.forward(program, weights, images), labels, new)
+    return 100.0 * int(hits) / len(split.images)
+
+
+def batches(dataset: ImageDataset, split: ImageSplit) -> Iterator[tuple[Array, np.ndarray, np.ndarray]]:
+    """Batches of 64 normalised images, their labels, and which of them count.
+
+    Where the number of images is no multiple of 64, the last batch takes in images of the one before, which are
+    not to be counted twice (the published code makes it smaller, and its statistics poorer).
+
+    Raises ValueError for less than 64 images.
+    """
+    count = len(split.images)
     if count < BATCH_SIZE:
         raise ValueError(f"`split` has {count} images: evaluation needs at least {BATCH_SIZE}")
     for start in range(0, count, BATCH_SIZE):
         first = min(start, count - BATCH_SIZE)
         part = slice(first, first + BATCH_SIZE)
         images = _normalized(split.images[part], dataset.mean, dataset.std)
-        hits += _hits(run.forward(program, weights, images), split.labels[part], start - first)
-    return 100.0 * int(hits) / count
+        yield images, split.labels[part], np.arange(first, first + BATCH_SIZE) >= start
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2))
@@ -67,8 +76,7 @@ def _normalized(images, mean, std):
 
 
 @jax.jit
-def _hits(logits, labels, already_counted):
-    new = jnp.arange(len(labels)) >= already_counted
+def _hits(logits, labels, new):
     return ((logits.argmax(-1) == labels) & new).sum()
 
 

@@ -1,52 +1,24 @@
 """Evaluates a GHN on a split of architectures, into a file that a later run goes on from."""
 
 import dataclasses
-import json
 import pathlib
 import sys
 import time
-import zlib
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable
 
 import jax
-import numpy as np
 
 from datasets import images
 from ghn_jax import compilation, pretrained, sampling
+from ghn_jax.errors import unknown_name
+from ghn_jax.evaluation import results
 from ghn_jax.evaluation.accuracy import predict_flat, summarize, top1
+from ghn_jax.evaluation.models import evaluate_model, is_model
+from ghn_jax.evaluation.options import EvaluateOptions
 from ghn_jax.executor.program import Lowered
 from ghn_jax.lowering import lower
+from ghn_jax.targets import NAMES
 from ghn_jax.templates import deepnets_templates
-
-
-@dataclasses.dataclass(frozen=True)
-class EvaluateOptions:
-    """Predicts the parameters of architectures and tests them on images, without any gradient step.
-
-    An interrupted evaluation goes on where it stopped when the same command is run again.
-    """
-
-    ckpt: str = "ghn2-digits"
-    """A bundled GHN, a .safetensors file, or the work directory of a training run."""
-    dataset: str | None = None
-    """Images to test on [those the GHN was trained on]."""
-    data_dir: pathlib.Path | None = None
-    """TFDS directory with the prepared dataset; digits needs none."""
-    split: str = "test"
-    """val, test, wide, deep, dense, bnfree, search, predefined or train."""
-    num_archs: int | None = None
-    """Only the first so many architectures of the split."""
-    arch: str | None = None
-    """One architecture: its index in the split, or darts, pdarts, resnet50, vit."""
-    channels: int | None = None
-    """Overrides the channels that the split draws for its architectures."""
-    seed: int = 0
-    """Of the sampled splits."""
-    results: pathlib.Path | None = None
-    """JSON lines, one an architecture [runs/eval/CKPT-DATASET-SPLIT.jsonl]."""
-    compilation_cache: pathlib.Path | None = None
-    """Where compiled programs are kept between runs [~/.cache/ghn_jax/xla]."""
 
 
 def evaluate(options: EvaluateOptions) -> None:
@@ -56,6 +28,14 @@ def evaluate(options: EvaluateOptions) -> None:
     another evaluation.
     """
     compilation.use_persistent_cache(options.compilation_cache)
+    if options.arch is not None and is_model(options.arch):
+        evaluate_model(options)
+        return
+    for name in ("export", "draw"):
+        if getattr(options, name) is not None:
+            raise ValueError(
+                f"`{name}` (={str(getattr(options, name))!r}) needs a model: give --arch=resnet50, say"
+            )
     selected = _architectures(options)
     ghn = pretrained.load(options.ckpt)
     name = options.dataset or ghn.info.get("dataset", "digits")
@@ -69,18 +49,18 @@ def evaluate(options: EvaluateOptions) -> None:
     path = options.results or _default_path(options, name)
     header = {
         "ckpt": options.ckpt,
-        "weights": _checksum(ghn.params),
+        "weights": results.checksum(ghn.params),
         "dataset": name,
         "images": len(held_out.images),
         "split": options.split,
         "seed": options.seed,
         "channels": options.channels,
     }
-    done = _open_results(path, header)
+    done = results.open_results(path, header)
 
     templates = deepnets_templates(ghn.config, dataset.image_size)
     print(
-        f"{options.ckpt} {_training(ghn.info)}: {len(selected)} architectures of {options.split} "
+        f"{options.ckpt} {results.training(ghn.info)}: {len(selected)} architectures of {options.split} "
         f"on {len(held_out.images)} {name} images"
     )
     print(f"{'arch':>10}  {'parameters':>10}  {'top-1 %':>7}  {'predict s':>9}  {'test s':>6}", flush=True)
@@ -98,7 +78,7 @@ def evaluate(options: EvaluateOptions) -> None:
                 "predict_seconds": round(predicted - start, 4),
                 "test_seconds": round(time.monotonic() - predicted, 3),
             }
-            _append(path, done[key])
+            results.append(path, done[key])
         row = done[key]
         print(
             f"{key:>10}  {row['parameters']:>10,}  {row['top1']:>7.2f}  {row['predict_seconds']:>9.3f}  "
@@ -137,7 +117,8 @@ def _architectures(options: EvaluateOptions) -> list[tuple[str, Maker]]:
 
 
 def _named(name: str) -> Maker:
-    sampling.named(name)  # raises for an unknown name
+    if name.lower() not in (*sampling.NAMED, *sampling.PREDEFINED):
+        raise unknown_name("arch", name, [*sampling.NAMED, *NAMES])
     return lambda num_classes, image_size: sampling.named(name, num_classes, image_size)
 
 
@@ -154,52 +135,3 @@ def _default_path(options: EvaluateOptions, dataset: str) -> pathlib.Path:
     part = f"-C{options.channels}" if options.channels else ""
     stem = pathlib.Path(options.ckpt).resolve().stem
     return pathlib.Path("runs", "eval", f"{stem}-{dataset}-{options.split}{part}-seed{options.seed}.jsonl")
-
-
-def _checksum(params: Any) -> str:
-    crc = 0
-    for leaf in jax.tree.leaves(params):
-        crc = zlib.crc32(np.ascontiguousarray(leaf).tobytes(), crc)
-    return f"{crc:08x}"
-
-
-def _training(info: dict[str, Any]) -> str:
-    return (
-        f"(trained for {info['steps']} steps on {info['dataset']})"
-        if "steps" in info
-        else "(training unknown)"
-    )
-
-
-def _open_results(path: pathlib.Path, header: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Results so far, by architecture; begins the file if there is none."""
-    records = list(_records(path))
-    if not records:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(header) + "\n")
-        return {}
-    if records[0] != header:
-        different = [k for k in header if records[0].get(k) != header[k]]
-        raise ValueError(
-            f"`results` (={str(path)!r}) holds another evaluation (its {', '.join(different)} differ): "
-            "give another --results, or remove the file"
-        )
-    path.write_text("".join(json.dumps(record) + "\n" for record in records))  # drops a line cut short
-    return {record["arch"]: record for record in records[1:]}
-
-
-def _records(path: pathlib.Path) -> Iterator[dict[str, Any]]:
-    if not path.exists():
-        return
-    for line in path.read_text().split("\n")[:-1]:
-        try:
-            yield json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(
-                f"`results` (={str(path)!r}) is damaged ({error}): remove it or give another"
-            ) from error
-
-
-def _append(path: pathlib.Path, record: dict[str, Any]) -> None:
-    with path.open("a") as file:
-        file.write(json.dumps(record) + "\n")

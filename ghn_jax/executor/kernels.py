@@ -17,6 +17,7 @@ from jaxtyping import Array, Float
 Map = Float[Array, "batch height width channel"]
 Vector = Float[Array, " channel"]
 Pair = tuple[int, int]
+Sizes = tuple[int, ...]
 
 _NHWC = ("NHWC", "HWIO", "NHWC")
 _EPSILON = 1e-5
@@ -170,7 +171,7 @@ def _few_channels(x: Map, w: Array) -> bool:
     return 32 <= x.shape[-1] <= 64 and 2 * _columns_size(x, w.shape[:2]) <= _CACHE
 
 
-def _by_columns(x: Map, w: Array, stride: Pair, edges: tuple[Pair, Pair]) -> Map:
+def _by_columns(x: Map, w: Array, stride: Sizes, edges: tuple[Sizes, Sizes]) -> Map:
     """A convolution as the product of each pixel's neighbourhood with a matrix, a few images at a time."""
     kernel, matrix = w.shape[:2], w.reshape(-1, w.shape[-1])
 
@@ -182,7 +183,7 @@ def _by_columns(x: Map, w: Array, stride: Pair, edges: tuple[Pair, Pair]) -> Map
     return out.reshape(x.shape[0], *out.shape[2:])
 
 
-def _kernel_gradient_by_columns(x: Map, g: Map, kernel: Pair, stride: Pair, padding: Pair) -> Array:
+def _kernel_gradient_by_columns(x: Map, g: Map, kernel: Sizes, stride: Sizes, padding: Sizes) -> Array:
     """The gradient of a convolution's kernel, as a sum of products of matrices over a few images at a time."""
     edges = ((padding[0],) * 2, (padding[1],) * 2)
     images = _grouped(x, kernel)
@@ -196,7 +197,7 @@ def _kernel_gradient_by_columns(x: Map, g: Map, kernel: Pair, stride: Pair, padd
     return total.T.reshape(*kernel, x.shape[-1], g.shape[-1])
 
 
-def _columns(x: Map, kernel: Pair, stride: Pair, edges: tuple[Pair, Pair]) -> Map:
+def _columns(x: Map, kernel: Sizes, stride: Sizes, edges: tuple[Sizes, Sizes]) -> Map:
     """The neighbourhood of each output pixel, along the channels."""
     padded = jnp.pad(x, ((0, 0), *edges, (0, 0)))
     out = [(padded.shape[1 + i] - kernel[i]) // stride[i] for i in range(2)]  # places of the last pixel
@@ -208,12 +209,12 @@ def _columns(x: Map, kernel: Pair, stride: Pair, edges: tuple[Pair, Pair]) -> Ma
     return jnp.concatenate(taps, axis=-1)
 
 
-def _columns_size(x: Map, kernel: Pair) -> int:
+def _columns_size(x: Map, kernel: Sizes) -> int:
     """Bytes of an image's neighbourhoods, at stride 1."""
     return math.prod(x.shape[1:]) * math.prod(kernel) * x.dtype.itemsize
 
 
-def _grouped(x: Map, kernel: Pair) -> Float[Array, "group batch height width channel"]:
+def _grouped(x: Map, kernel: Sizes) -> Float[Array, "group batch height width channel"]:
     """Images in groups whose neighbourhoods stay in cache."""
     fitting = max(1, _CACHE // _columns_size(x, kernel))
     group = max(n for n in range(1, x.shape[0] + 1) if x.shape[0] % n == 0 and n <= fitting)

@@ -1,0 +1,149 @@
+"""Evaluates a GHN on one model, named or imported, through its jaxpr."""
+
+import importlib
+import pathlib
+import time
+import warnings
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors.numpy
+from flax import nnx
+from flax.traverse_util import flatten_dict
+
+from datasets import images
+from datasets.images import ImageDataset, ImageSplit
+from ghn_jax import pretrained
+from ghn_jax.batch_norm import apply_by_batch
+from ghn_jax.evaluation import results
+from ghn_jax.evaluation.accuracy import BATCH_SIZE, batches
+from ghn_jax.evaluation.options import EvaluateOptions
+from ghn_jax.graphs import draw
+from ghn_jax.networks import from_params
+from ghn_jax.predict import predict_parameters
+from ghn_jax.targets import NAMES, target
+
+
+def is_model(arch: str) -> bool:
+    """Whether `--arch` names a model, rather than an architecture of DeepNets-1M."""
+    return arch in NAMES or ":" in arch
+
+
+def evaluate_model(options: EvaluateOptions) -> None:
+    """Predicts the parameters of a model; prints counts, seconds and top-1 accuracy; draws and exports it.
+
+    Raises ValueError for a model that cannot be imported or predicted, and for files that cannot be written.
+    """
+    assert options.arch
+    if options.export is not None and options.export.exists() and options.export.suffix != ".safetensors":
+        raise ValueError(
+            f"`export` (={str(options.export)!r}) exists: give a new directory, or FILE.safetensors"
+        )
+    ghn = pretrained.load(options.ckpt)
+    name = options.dataset or ghn.info.get("dataset", "digits")
+    dataset = images.load(name, str(options.data_dir) if options.data_dir else None)
+    model = _model(options.arch, dataset)
+    sample = jax.ShapeDtypeStruct((1, dataset.image_size, dataset.image_size, 3), jnp.float32)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        variables, report = predict_parameters(model, sample, ghn)
+    print(
+        f"{options.ckpt} {results.training(ghn.info)}: {options.arch} for {name}, {report.graph.num_nodes} nodes"
+    )
+    print(report)
+    for warning in caught:
+        print(f"note: {warning.message}")
+    if options.draw is not None:
+        draw(report.graph, options.draw)
+    if options.export is not None:
+        export(variables, options.export, public_names=options.arch in NAMES)
+    start = time.monotonic()
+    held_out = dataset.val if options.split == "val" else dataset.test
+    accuracy = _top1(model, variables, dataset, held_out)
+    print(
+        f"top-1 {accuracy:.2f} % on {len(held_out.images)} {name} images (batch statistics of {BATCH_SIZE}), "
+        f"{time.monotonic() - start:.1f} s",
+        flush=True,
+    )
+    if options.results is not None:
+        header = {
+            "ckpt": options.ckpt,
+            "weights": results.checksum(ghn.params),
+            "dataset": name,
+            "split": options.split,
+        }
+        done = results.open_results(options.results, header)
+        if options.arch not in done:
+            results.append(
+                options.results,
+                {
+                    "arch": options.arch,
+                    "parameters": report.parameters,
+                    "top1": accuracy,
+                    "predict_seconds": round(sum(report.seconds.values()), 4),
+                },
+            )
+
+
+def export(variables: Any, path: pathlib.Path, public_names: bool) -> None:
+    """Writes predicted parameters.
+
+    Args:
+      variables: what `predict_parameters` returned.
+      path: FILE.safetensors, or a new directory for an Orbax checkpoint of all variables.
+      public_names: whether a .safetensors file has PyTorch's names and layouts, for models of `ghn_jax.targets`;
+        else it has the model's own.
+    """
+    if isinstance(variables, nnx.Module):
+        variables = {"params": nnx.to_pure_dict(nnx.state(variables, nnx.Param))}
+    if path.suffix != ".safetensors":
+        import orbax.checkpoint as ocp  # takes a second to import
+
+        with ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save(path.absolute(), variables)
+        return
+    params = variables.get("params", variables)
+    if public_names:
+        tensors = {name: np.ascontiguousarray(tensor) for name, tensor in from_params(params).items()}
+    else:
+        tensors = {".".join(map(str, key)): np.asarray(value) for key, value in flatten_dict(params).items()}
+    safetensors.numpy.save_file(tensors, path)
+
+
+def _model(arch: str, dataset: ImageDataset) -> Any:
+    """The model called `arch`, with as many classes as the dataset has where it is named."""
+    if arch in NAMES:
+        return target(arch, dataset.num_classes, dataset.image_size)
+    module, _, attribute = arch.partition(":")
+    try:
+        factory = getattr(importlib.import_module(module), attribute)
+        return factory if isinstance(factory, nn.Module | nnx.Module) else factory()
+    except Exception as error:  # whatever the module raises
+        raise ValueError(
+            f"`arch` (={arch!r}) cannot be imported ({type(error).__name__}: {error}): give package.module:factory, "
+            "a module and a function without arguments in it that makes a model"
+        ) from error
+
+
+def _top1(model: Any, variables: Any, dataset: ImageDataset, split: ImageSplit) -> float:
+    """Top-1 accuracy in percent, batch norm by the statistics of each batch."""
+    if isinstance(variables, nnx.Module):
+        definition, variables = nnx.split(variables)
+
+        def logits(variables: Any, x: jax.Array) -> jax.Array:
+            return apply_by_batch(None, nnx.merge(definition, variables), x)
+    else:
+
+        def logits(variables: Any, x: jax.Array) -> jax.Array:
+            return apply_by_batch(model, variables, x)
+
+    @jax.jit
+    def hits(variables: Any, x: jax.Array, labels: jax.Array, new: jax.Array) -> jax.Array:
+        output = jax.tree.leaves(logits(variables, x))[0]
+        return ((output.argmax(-1) == labels) & new).sum()
+
+    total = sum(int(hits(variables, x, labels, new)) for x, labels, new in batches(dataset, split))
+    return 100.0 * total / len(split.images)

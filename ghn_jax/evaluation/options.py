@@ -1,0 +1,37 @@
+"""Options of an evaluation."""
+
+import dataclasses
+import pathlib
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateOptions:
+    """Predicts the parameters of architectures and tests them on images, without any gradient step.
+
+    An interrupted evaluation goes on where it stopped when the same command is run again.
+    """
+
+    ckpt: str = "ghn2-digits"
+    """A bundled GHN, a .safetensors file, or the work directory of a training run."""
+    dataset: str | None = None
+    """Images to test on [those the GHN was trained on]."""
+    data_dir: pathlib.Path | None = None
+    """TFDS directory with the prepared dataset; digits needs none."""
+    split: str = "test"
+    """val, test, wide, deep, dense, bnfree, search, predefined or train."""
+    num_archs: int | None = None
+    """Only the first so many architectures of the split."""
+    arch: str | None = None
+    """One architecture: its index in the split, darts, pdarts, vit, a model (resnet50), or package.module:factory."""
+    channels: int | None = None
+    """Overrides the channels that the split draws for its architectures."""
+    seed: int = 0
+    """Of the sampled splits."""
+    export: pathlib.Path | None = None
+    """Writes a model's predicted parameters: FILE.safetensors (PyTorch's names, layouts), else an Orbax checkpoint."""
+    draw: pathlib.Path | None = None
+    """Draws a model's graph: FILE.svg."""
+    results: pathlib.Path | None = None
+    """JSON lines, one an architecture [runs/eval/CKPT-DATASET-SPLIT.jsonl]."""
+    compilation_cache: pathlib.Path | None = None
+    """Where compiled programs are kept between runs [~/.cache/ghn_jax/xla]."""
