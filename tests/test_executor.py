@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks import executor_equality
 from ghn_jax.architectures import Architecture, Genotype
-from ghn_jax.executor import blocks, kernels, run
+from ghn_jax.executor import blocks, convolutions, kernels, run
 from ghn_jax.layouts import flatten, unflatten
 from ghn_jax.lowering import UnreachableOutput, lower
 from ghn_jax.sampling import named, sample
@@ -88,18 +88,29 @@ def test_named_networks_have_consistent_shapes(name: str):
 
 
 @pytest.mark.parametrize(
-    ("kernel", "stride", "size"), [((7, 7), 1, 4), ((5, 5), 2, 4), ((3, 3), 2, 8), ((1, 7), 1, 8)]
+    ("kernel", "stride", "size", "channels"),
+    [
+        ((7, 7), 1, 4, 8),  # larger than the map
+        ((5, 5), 2, 4, 8),
+        ((5, 5), 2, 7, 8),  # zeros written out
+        ((3, 3), 2, 8, 8),
+        ((1, 7), 1, 8, 8),
+        ((3, 3), 1, 8, 32),  # by columns
+        ((5, 5), 2, 12, 64),  # the kernel's gradient too
+        ((7, 1), 1, 9, 64),
+        ((3, 3), 1, 32, 128),  # the kernel's gradient only
+    ],
 )
-def test_cpu_convolutions_equal_native_ones(kernel: tuple[int, int], stride: int, size: int):
-    x = jax.random.normal(jax.random.key(0), (2, size, size, 8))
-    w = jax.random.normal(jax.random.key(1), (*kernel, 8, 16))
+def test_cpu_convolutions_equal_native_ones(kernel: tuple[int, int], stride: int, size: int, channels: int):
+    x = jax.random.normal(jax.random.key(0), (2, size, size, channels))
+    w = jax.random.normal(jax.random.key(1), (*kernel, channels, max(16, channels)))
     padding = (kernel[0] // 2, kernel[1] // 2)
 
     def both(f):
         out, pull_back = jax.vjp(lambda x, w: f(x, w, (stride, stride), padding), x, w)
         return out, *pull_back(jnp.cos(out))
 
-    for ours, native in zip(both(kernels.convolution), both(kernels._native), strict=True):
+    for ours, native in zip(both(convolutions.convolution), both(convolutions._native), strict=True):
         np.testing.assert_allclose(ours, native, rtol=1e-4, atol=1e-4 * float(jnp.abs(native).max()))
 
 
@@ -110,12 +121,57 @@ def test_cpu_depthwise_equals_the_native_one(stride: int, dilation: int):
     w = jax.random.normal(jax.random.key(1), (3, 3, 16))
 
     def native(x, w):
-        return kernels._native(x, w[:, :, None], (stride, stride), (dilation, dilation), dilation, groups=16)
+        return convolutions._native(
+            x, w[:, :, None], (stride, stride), (dilation, dilation), dilation, groups=16
+        )
 
     def both(f):
         out, pull_back = jax.vjp(f, x, w)
         return out, *pull_back(jnp.cos(out))
 
-    ours = both(lambda x, w: kernels.depthwise(x, w, stride, dilation))
+    ours = both(lambda x, w: convolutions.depthwise(x, w, stride, dilation))
     for a, b in zip(ours, both(native), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+
+
+def gradients(f, *operands):
+    out, pull_back = jax.vjp(f, *operands)
+    return out, *pull_back(jnp.cos(out))
+
+
+def normal(seed: int, *shape: int) -> jax.Array:
+    return jax.random.normal(jax.random.key(seed), shape)
+
+
+def test_pointwise_convolution_of_large_maps():
+    def plain(x, w):
+        return convolutions.pointwise(jax.nn.relu(x), w)
+
+    operands = normal(0, 4, 8, 8, 16), normal(1, 16, 24)
+    for ours, expected in zip(
+        gradients(convolutions._relu_pointwise, *operands), gradients(plain, *operands), strict=True
+    ):
+        np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_attention_equals_what_autodiff_makes_of_it():
+    def plain(q, k, v, w):
+        p = jax.nn.softmax(jnp.einsum("bqhc,bkhc->bhqk", q, k) * q.shape[-1] ** -0.5)
+        return jnp.einsum("bhqk,bkhc->bqhc", p, v).reshape(-1, len(w)) @ w
+
+    operands = (*(normal(i, 3, 9, 8, 4) for i in range(3)), normal(3, 32, 16))
+    for ours, expected in zip(
+        gradients(kernels.attention, *operands), gradients(plain, *operands), strict=True
+    ):
+        np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_layer_norm_equals_what_autodiff_makes_of_it():
+    def plain(x, scale, bias):
+        return (x - x.mean(-1, keepdims=True)) / jnp.sqrt(x.var(-1, keepdims=True) + 1e-5) * scale + bias
+
+    operands = normal(0, 5, 16), normal(1, 16), normal(2, 16)
+    for ours, expected in zip(
+        gradients(kernels.layer_norm, *operands), gradients(plain, *operands), strict=True
+    ):
+        np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-5)

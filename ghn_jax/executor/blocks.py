@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ghn_jax.executor import kernels
+from ghn_jax.executor import convolutions, kernels
 from ghn_jax.graphs import next_size
 
 Map = Float[Array, "batch height width channel"]
@@ -69,7 +69,7 @@ class Convolution:
     def __call__(self, weights: Sequence[Array], x: Map) -> Map:
         """The convolved map."""
         x = jax.lax.stop_gradient(x) if self.of_image else x
-        return kernels.convolution(x, weights[0], self.stride, self.padding, self.relu)
+        return convolutions.convolution(x, weights[0], self.stride, self.padding, self.relu)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -89,8 +89,8 @@ class SeparableConvolution:
 
     def __call__(self, weights: Sequence[Array], x: Map) -> Map:
         """The convolved map."""
-        x = kernels.depthwise(jax.nn.relu(x), weights[0], self.stride, self.dilation)
-        return kernels.pointwise(x, weights[1])
+        x = convolutions.depthwise(jax.nn.relu(x), weights[0], self.stride, self.dilation)
+        return convolutions.pointwise(x, weights[1])
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -110,7 +110,7 @@ class FactorizedReduction:
         x = jax.nn.relu(x)
         views = x[:, ::2, ::2], x[:, 1::2, 1::2]
         return jnp.concatenate(
-            [kernels.pointwise(v, w) for v, w in zip(views, weights, strict=True)], axis=-1
+            [convolutions.pointwise(v, w) for v, w in zip(views, weights, strict=True)], axis=-1
         )
 
 

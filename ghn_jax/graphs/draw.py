@@ -96,7 +96,9 @@ def _edge(start: _Place, end: _Place) -> str:
     """A line between neighbours, a curve around the nodes between others."""
     rows = (end.y - start.y) / _ROW
     if start.column != end.column:
-        bend = f"C{start.x} {start.y + 40} {end.x} {end.y - 40}"
+        gap = end.x - 0.6 * _LANE + 4 * (start.y % (2 * _ROW)) / _ROW
+        up = f"C{start.x} {start.y + 18} {gap:.1f} {start.y + 18} {gap:.1f} {start.y - 6} L{gap:.1f} {end.y}"
+        return f'<path d="M{start.x} {start.y} {up} C{gap:.1f} {end.y - 18} {end.x} {end.y - 18} {end.x} {end.y}"/>'
     elif rows > 1.5 and start.x == end.x:
         side = start.x + 8 + min(4 * rows, 26)
         bend = f"C{side:.1f} {start.y + _ROW} {side:.1f} {end.y - _ROW}"

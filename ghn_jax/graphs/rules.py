@@ -6,19 +6,17 @@ a sum or concatenation of what comes from one node is none.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
-import numpy as np
 from jax.extend import core
 
-from ghn_jax.graphs.builder import GraphBuilder, settle
+from ghn_jax.graphs.arithmetic import arithmetic
+from ghn_jax.graphs.builder import GraphBuilder
+from ghn_jax.graphs.contraction import ROOTS, contracted, settled, shape_of
 from ghn_jax.graphs.graph import PRIMITIVES, Shape
 from ghn_jax.graphs.values import (
     Activation,
     Constant,
-    Leaf,
-    Norm,
     Pool,
     Step,
     Value,
@@ -46,48 +44,7 @@ def apply(builder: GraphBuilder, equation: core.JaxprEqn, operands: Sequence[Val
         if rule is not None:
             return [rule(builder, equation, operands)] * len(equation.outvars)
         return [contracted(builder, operands, name)] * len(equation.outvars)
-    return [_weights(name, equation, operands, _shape(var)) for var in equation.outvars]
-
-
-def constant(name: str, operands: Sequence[Value]) -> Constant:
-    """A result that depends on constants alone."""
-    known = [value for value in operands if isinstance(value, Constant)]
-    return Constant(
-        any(value.state for value in known), name in _ROOTS or any(value.rooted for value in known)
-    )
-
-
-def settled(builder: GraphBuilder, x: Activation) -> Activation:
-    """A feature map: if it is a reduction, what was reduced becomes a pooling node."""
-    if x.level == 0:
-        return x
-    return Activation(frozenset([settle(builder, x.pool)]) if x.pool else x.sources)
-
-
-def contracted(builder: GraphBuilder, operands: Sequence[Value], name: str) -> Value:
-    """The result of an operation that is no node: it hands on the sources of its operands."""
-    activations = [value for value in operands if isinstance(value, Activation)]
-    leaves = [leaf for value in operands if isinstance(value, Weight) for leaf in value.views]
-    builder.leave(leaves, f"is an operand of {name!r}")
-    if not activations:
-        return Constant()
-    level = min(x.level for x in activations)
-    sources = frozenset[int]().union(*(x.sources for x in activations if x.level == level))
-    for x in activations:
-        if x.level > level and not x.sources <= sources:
-            sources |= settled(builder, x).sources
-    first = next(x for x in activations if x.level == level)
-    return Activation(
-        sources,
-        level,
-        first.pool,
-        folded={leaf: view for x in activations for leaf, view in x.folded.items()},
-        over_batch=any(x.over_batch for x in activations),
-        rooted=name in _ROOTS or any(x.rooted for x in activations),
-        exponential=name in ("exp", "exp2") or any(x.exponential for x in activations),
-        softmax=any(x.softmax for x in activations),
-        scores=any(x.scores for x in activations),
-    )
+    return [_weights(name, equation, operands, shape_of(var)) for var in equation.outvars]
 
 
 # -- layers with weights -----------------------------------------------------------------------------------------
@@ -97,7 +54,7 @@ def _convolution(builder: GraphBuilder, equation: core.JaxprEqn, operands: Seque
     x, kernel = operands
     if not (isinstance(x, Activation) and isinstance(kernel, Weight)):
         return contracted(builder, operands, "convolution")
-    params, shape = equation.params, _shape(equation.invars[1])
+    params, shape = equation.params, shape_of(equation.invars[1])
     numbers = params["dimension_numbers"]
     x = settled(builder, x)
     rank = len(shape) - 2
@@ -129,7 +86,7 @@ def _dot(builder: GraphBuilder, equation: core.JaxprEqn, operands: Sequence[Valu
     if not (isinstance(weight, Weight) and isinstance(x, Activation)):
         return contracted(builder, operands, "dot_general")
     contracting, batching = equation.params["dimension_numbers"]
-    shape, other = _shape(equation.invars[place]), _shape(equation.invars[1 - place])
+    shape, other = shape_of(equation.invars[place]), shape_of(equation.invars[1 - place])
     inputs = tuple(contracting[place])
     outputs = tuple(axis for axis in range(len(shape)) if axis not in inputs)
     public = (math.prod(shape[i] for i in outputs), math.prod(shape[i] for i in inputs))
@@ -164,175 +121,6 @@ def _layer(
     return Activation(frozenset([node]), features=features)
 
 
-# -- elementwise arithmetic: norms, biases, sums, gates ------------------------------------------------------------
-
-
-def _arithmetic(builder: GraphBuilder, equation: core.JaxprEqn, operands: Sequence[Value]) -> Value:
-    a, b = operands
-    name = equation.primitive.name
-    if isinstance(a, Activation) and isinstance(b, Activation):
-        return _two_maps(builder, name, a, b)
-    x, other = (a, b) if isinstance(a, Activation) else (b, a)
-    assert isinstance(x, Activation)
-    factor = name in ("mul", "div")
-    if isinstance(other, Constant):
-        if factor and other.rooted and other.state:
-            return _open_norm(builder, settled(builder, x), "bn", {})
-        return x._replace(features=None)
-    assert isinstance(other, Weight)
-    if factor and other.rooted:
-        return _open_norm(builder, settled(builder, x), "bn", other.views)
-    if x.level > 0:  # a statistic
-        return x._replace(folded={**x.folded, **other.views}, rooted=x.rooted or other.rooted)
-    if factor:
-        return _scale(builder, x, other)
-    return _bias(builder, x, other, equation, place=0 if other is a else 1)
-
-
-def _scale(builder: GraphBuilder, x: Activation, weight: Weight) -> Value:
-    if x.norm and _take(builder, x.norm, weight.views, "scale"):
-        return _normalized(x.norm)
-    builder.leave(weight.views, "is an elementwise scale")
-    return x._replace(features=None, norm=None)
-
-
-def _bias(builder: GraphBuilder, x: Activation, weight: Weight, equation: core.JaxprEqn, place: int) -> Value:
-    if x.norm and _take(builder, x.norm, weight.views, "bias"):
-        return _normalized(x.norm)._replace(norm=None)
-    if x.scores and not x.softmax:
-        builder.leave(weight.views, "is a bias of attention scores")
-        return x
-    new = [leaf for leaf in weight.views if not builder.is_owned(leaf)] or list(weight.views)
-    if len(new) > 1:
-        builder.leave(new, "is added together with other parameters")
-        return x._replace(features=None, norm=None)
-    (leaf,) = new
-    shape = _shape(equation.invars[place])
-    if len(weight.axes) <= 1 or (x.features is not None and weight.axes <= x.features):
-        size = (math.prod(shape[axis] for axis in weight.axes),)
-        node = builder.node("bias", x.sources, size)
-        builder.own(leaf, node, "bias", size)
-        return Activation(frozenset([node]))
-    form = _position_form(shape, weight.axes, weight.views[leaf])
-    if form is None:
-        builder.leave(new, "is a positional encoding, but of no square map")
-        return x._replace(features=None, norm=None)
-    public, view = form
-    position = builder.node("pos_enc", (), public)
-    builder.own(leaf, position, "weight", public, view)
-    return Activation(frozenset([builder.node("sum", x.sources | {position})]))
-
-
-def _position_form(shape: Shape, axes: frozenset[int], view: View | None) -> tuple[Shape, View] | None:
-    """Shape (1, C, H, W) of a positional encoding (..., H, W, C) or (..., H W, C), and the view that leads there."""
-    sizes = [shape[axis] for axis in sorted(axes)]
-    if view is None or len(sizes) not in (2, 3):
-        return None
-    if len(sizes) == 2:
-        side = math.isqrt(sizes[0])
-        if side * side != sizes[0]:
-            return None
-        sizes = [side, side, sizes[1]]
-    height, width, channels = sizes
-    public = (1, channels, height, width)
-    steps = (
-        Step("reshape", (height, width, channels)),
-        Step("transpose", (2, 0, 1)),
-        Step("reshape", public),
-    )
-    return public, (*view, *steps)
-
-
-def _open_norm(
-    builder: GraphBuilder, x: Activation, primitive: str, leaves: Mapping[Leaf, View | None]
-) -> Activation:
-    """The map `x` divided by its standard deviation, and multiplied with a scale if there are `leaves`."""
-    norm = Norm(primitive, x.sources)
-    if leaves:
-        _take(builder, norm, leaves, "scale")
-    return _normalized(norm)
-
-
-def _normalized(norm: Norm) -> Activation:
-    return Activation(frozenset([norm.node]) if norm.node is not None else norm.sources, norm=norm)
-
-
-def _take(builder: GraphBuilder, norm: Norm, leaves: Mapping[Leaf, View | None], role: str) -> bool:
-    """Makes a parameter the scale or bias of a normalisation; False if it cannot be."""
-    others = [leaf for leaf in leaves if leaf not in (norm.scale, norm.bias)]
-    if role == "bias" and not others:  # only minus mean times scale
-        return True
-    if len(others) != 1 or getattr(norm, role) is not None:
-        return False
-    (leaf,) = others
-    setattr(norm, role, leaf)
-    if norm.node is None:
-        norm.node = builder.node(norm.primitive, norm.sources)
-    builder.own_vector(leaf, norm.node, "weight" if role == "scale" else "bias")
-    return True
-
-
-def _two_maps(builder: GraphBuilder, name: str, a: Activation, b: Activation) -> Activation:
-    if a.level != b.level:
-        x, statistic = (a, b) if a.level < b.level else (b, a)
-        if _belongs_to(statistic, x):
-            return _with_statistic(builder, name, x, statistic)
-        a, b = x, settled(builder, statistic)
-    if a.level and b.level and (a.sources <= b.sources or b.sources <= a.sources):
-        return _two_statistics(a, b)
-    a, b = settled(builder, a), settled(builder, b)
-    sources = a.sources | b.sources
-    if name in ("add", "add_any") and len(sources) > 1 and a.sources != b.sources:
-        return Activation(frozenset([builder.node("sum", sources)]))
-    if name == "mul" and len(sources) > 1:
-        pool = builder.pool_before(b.sources, a.sources) or builder.pool_before(a.sources, b.sources)
-        if pool is not None:  # squeeze-excitation, whose inner mean is no node
-            builder.contract(pool)
-            return Activation(frozenset([builder.node("cse", sources)]))
-    return Activation(
-        sources,
-        exponential=a.exponential or b.exponential,
-        softmax=a.softmax or b.softmax,
-        scores=a.scores or b.scores,
-    )
-
-
-def _belongs_to(statistic: Activation, x: Activation) -> bool:
-    """Whether a statistic is one of the map `x`, or of what `x` normalises."""
-    if statistic.sources <= x.sources:
-        return True
-    if x.norm is None:
-        return False
-    pooled = statistic.pool is not None and statistic.pool.node in x.norm.sources
-    return statistic.sources <= x.norm.sources or pooled
-
-
-def _with_statistic(builder: GraphBuilder, name: str, x: Activation, statistic: Activation) -> Activation:
-    """A map minus its mean, over its deviation, or an exponential over its sum."""
-    if name in ("mul", "div") and statistic.rooted:
-        primitive = "bn" if statistic.over_batch else "ln"
-        return _open_norm(builder, settled(builder, x), primitive, statistic.folded)
-    if name in ("add", "sub", "add_any") and x.norm is not None:  # minus the mean, times scale, plus bias
-        if statistic.folded and _take(builder, x.norm, statistic.folded, "bias"):
-            return _normalized(x.norm)._replace(norm=None)
-        return x
-    if name == "div" and x.exponential and statistic.exponential:
-        return x._replace(exponential=False, softmax=True, features=None, norm=None)
-    return x._replace(features=None, norm=None)
-
-
-def _two_statistics(a: Activation, b: Activation) -> Activation:
-    return a._replace(
-        sources=a.sources | b.sources,
-        features=None,
-        norm=None,
-        folded={**a.folded, **b.folded},
-        over_batch=a.over_batch or b.over_batch,
-        rooted=a.rooted or b.rooted,
-        exponential=a.exponential or b.exponential,
-    )
-
-
 # -- pools, reductions, concatenation, views ----------------------------------------------------------------------
 
 
@@ -341,7 +129,7 @@ def _reduction(builder: GraphBuilder, equation: core.JaxprEqn, operands: Sequenc
     axes = tuple(equation.params.get("axes", ()))
     if not isinstance(x, Activation) or not axes:
         return contracted(builder, operands, equation.primitive.name)
-    shape = _shape(equation.invars[0])
+    shape = shape_of(equation.invars[0])
     pool = x.pool
     if x.level == 0 and 0 not in axes and equation.primitive.name in ("reduce_sum", "reduce_max"):
         if equation.primitive.name == "reduce_sum":
@@ -368,7 +156,7 @@ def _pooling(builder: GraphBuilder, equation: core.JaxprEqn, operands: Sequence[
     if math.prod(window) == 1:
         return x
     x = settled(builder, x)
-    shape, result = _shape(equation.invars[0]), _shape(equation.outvars[0])
+    shape, result = shape_of(equation.invars[0]), shape_of(equation.outvars[0])
     axes = [axis for axis, size in enumerate(window) if size > 1]
     if kind == "avg_pool" and all(result[axis] == 1 for axis in axes) and len(axes) == len(shape) - 2:
         return Activation(frozenset([builder.node("glob_avg", x.sources)]))
@@ -414,7 +202,7 @@ def _unary(builder: GraphBuilder, equation: core.JaxprEqn, operands: Sequence[Va
     return x._replace(
         features=None,
         norm=None,
-        rooted=x.rooted or name in _ROOTS,
+        rooted=x.rooted or name in ROOTS,
         exponential=x.exponential or name in ("exp", "exp2"),
     )
 
@@ -435,7 +223,7 @@ def _marked(builder: GraphBuilder, equation: core.JaxprEqn, operands: Sequence[V
 def _weights(name: str, equation: core.JaxprEqn, operands: Sequence[Value], shape: Shape) -> Value:
     """A result that depends on parameters but not on the input."""
     own = [
-        (value, _shape(var))
+        (value, shape_of(var))
         for value, var in zip(operands, equation.invars, strict=True)
         if isinstance(value, Weight)
     ]
@@ -464,11 +252,6 @@ def _weights(name: str, equation: core.JaxprEqn, operands: Sequence[Value], shap
     return Weight(views, axes, rooted, any(value.cut for value, _ in own))
 
 
-def _shape(atom: Any) -> Shape:
-    return tuple(int(size) for size in np.shape(atom.aval))
-
-
-_ROOTS = frozenset({"sqrt", "rsqrt", "pow"})
 _POOLS = {"reduce_window_max": "max_pool", "reduce_window_sum": "avg_pool"}
 _CASTS = frozenset(
     {
@@ -491,7 +274,7 @@ RULES: dict[str, Rule] = {
     "dot_general": _dot,
     "concatenate": _concatenation,
     "name": _marked,
-    **dict.fromkeys(("add", "add_any", "sub", "mul", "div"), _arithmetic),
+    **dict.fromkeys(("add", "add_any", "sub", "mul", "div"), arithmetic),
     **dict.fromkeys(
         ("reduce_sum", "reduce_max", "reduce_min", "reduce_prod", "argmax", "argmin"), _reduction
     ),

@@ -13,6 +13,7 @@ from jax.extend import core
 
 from ghn_jax.graphs import rules
 from ghn_jax.graphs.builder import Extracted, GraphBuilder
+from ghn_jax.graphs.contraction import constant, contracted, settled
 from ghn_jax.graphs.graph import Shape
 from ghn_jax.graphs.values import CONSTANT, Activation, Constant, Leaf, Value, Weight, parameter
 
@@ -50,7 +51,7 @@ def extract(
         raise UnsupportedModel(
             "`model`'s output does not depend on its input: give a network that classifies"
         )
-    return walk.builder.finish(rules.settled(walk.builder, logits).sources)
+    return walk.builder.finish(settled(walk.builder, logits).sources)
 
 
 class _Walk:
@@ -82,14 +83,14 @@ class _Walk:
         name, count = equation.primitive.name, len(equation.outvars)
         inside = {i: known[var] for i, var in enumerate(equation.outvars) if var in known}
         if all(isinstance(value, Constant) for value in operands):
-            return [rules.constant(name, operands)] * count  # of known outputs, nothing else is to be learned
+            return [constant(name, operands)] * count  # of known outputs, nothing else is to be learned
         if name == "scan":
             return self._scan(equation, operands, inside)
         if name == "cond":
             return self._cond(equation, operands, inside)
         if name == "while":
             self._refuse_weights(operands, "a while loop", "use a Python loop or jax.lax.scan")
-            return [rules.contracted(self.builder, operands, "while")] * count
+            return [contracted(self.builder, operands, "while")] * count
         if name in _CALLS:
             body = next(equation.params[key] for key in _BODIES if key in equation.params)
             return self.closed(body, operands, _known_outputs(_open(body), inside))
@@ -134,7 +135,7 @@ class _Walk:
         branches = equation.params["branches"]
         if len({str(branch) for branch in branches}) > 1:
             self._refuse_weights(operands, "a conditional", "decide in Python")
-            return [rules.contracted(self.builder, operands, "cond")] * len(equation.outvars)
+            return [contracted(self.builder, operands, "cond")] * len(equation.outvars)
         return self.closed(branches[0], operands[1:], _known_outputs(branches[0].jaxpr, inside))
 
     def _refuse_weights(self, operands: Sequence[Value], where: str, remedy: str) -> None:

@@ -1,0 +1,280 @@
+"""Convolutions, lowered for the platform.
+
+On GPU and TPU XLA's own are right. On the CPU some are slow (a depthwise one 50 times, a dense one of few channels by a
+half), so there they are written as shifted multiply-adds, products of matrices and transposed convolutions. Both forms
+compute the same function.
+"""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+Map = Float[Array, "batch height width channel"]
+Pair = tuple[int, int]
+Sizes = tuple[int, ...]
+
+_NHWC = ("NHWC", "HWIO", "NHWC")
+_CACHE = 13 << 19  # bytes
+
+
+def on_cpu() -> bool:
+    """Whether kernels are to be lowered for the CPU."""
+    return jax.default_backend() == "cpu"
+
+
+def pointwise(x: Map, w: Float[Array, "channel out"]) -> Map:
+    """A 1x1 convolution, as the product of two matrices."""
+    return (x.reshape(-1, x.shape[-1]) @ w).reshape(*x.shape[:-1], w.shape[1])
+
+
+def convolution(
+    x: Map, w: Float[Array, "kh kw channel out"], stride: Pair, padding: Pair, relu: bool = False
+) -> Map:
+    """[ReLU,] a dense convolution; `stride` and `padding` (on both sides) are (vertical, horizontal)."""
+    is_pointwise = w.shape[:2] == (1, 1) and padding == (0, 0)
+    if relu and is_pointwise and stride == (1, 1) and on_cpu() and x.nbytes >= 4 * _CACHE:
+        return _relu_pointwise(x, w[0, 0])
+    x = jax.nn.relu(x) if relu else x
+    if is_pointwise:
+        return pointwise(x[:, :: stride[0], :: stride[1]], w[0, 0])
+    if not on_cpu():
+        return _native(x, w, stride, padding)
+    if min(w.shape[:2]) > max(x.shape[1:3]):
+        return _unrolled_convolution(x, w, stride, padding)
+    return _dense_convolution(x, w, stride, padding)
+
+
+@jax.custom_vjp
+def _relu_pointwise(x: Map, w: Array) -> Map:
+    """ReLU and a 1x1 convolution of a map larger than the cache, a few images at a time."""
+    groups = _grouped(x, (1, 1))
+    out = lax.map(lambda images: pointwise(jax.nn.relu(images), w), groups)
+    return out.reshape(*x.shape[:3], -1)
+
+
+def _relu_pointwise_forward(x, w):
+    return _relu_pointwise(x, w), (x, w)
+
+
+def _relu_pointwise_backward(residuals, g):
+    x, w = residuals
+    groups = _grouped(x, (1, 1))
+
+    def add(dw: Array, pair: tuple[Map, Map]) -> tuple[Array, Map]:
+        x, g = pair
+        rectified, flat = jax.nn.relu(x).reshape(-1, w.shape[0]), g.reshape(-1, w.shape[1])
+        return dw + rectified.T @ flat, jnp.where(x > 0, pointwise(g, w.T), 0.0)
+
+    dw, dx = lax.scan(add, jnp.zeros_like(w), (groups, g.reshape(*groups.shape[:4], -1)))
+    return dx.reshape(x.shape), dw
+
+
+_relu_pointwise.defvjp(_relu_pointwise_forward, _relu_pointwise_backward)
+
+
+def _native(x: Map, w: Array, stride: Pair, padding: Pair, dilation: int = 1, groups: int = 1) -> Map:
+    sides = [(p, p) for p in padding]
+    return lax.conv_general_dilated(
+        x,
+        w,
+        stride,
+        sides,
+        rhs_dilation=(dilation, dilation),
+        dimension_numbers=_NHWC,
+        feature_group_count=groups,
+    )
+
+
+def _unrolled_convolution(x: Map, w: Array, stride: Pair, padding: Pair) -> Map:
+    """A kernel larger than the map joins every pixel with nearly every other: the product with one matrix."""
+    batch, height, width, channels = x.shape
+    out = [(x.shape[1 + i] + 2 * padding[i] - w.shape[i]) // stride[i] + 1 for i in range(2)]
+    padded = jnp.pad(w, ((height, height), (width, width), (0, 0), (0, 0)))
+
+    def taps(row: int, column: int) -> Array:
+        """The kernel as the output pixel (row, column) lays it over the map."""
+        y, x = height + padding[0] - row * stride[0], width + padding[1] - column * stride[1]
+        return padded[y : y + height, x : x + width]
+
+    matrix = jnp.stack([taps(row, column) for row in range(out[0]) for column in range(out[1])], axis=3)
+    features = height * width * channels
+    return (x.reshape(batch, features) @ matrix.reshape(features, -1)).reshape(batch, *out, -1)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _dense_convolution(x: Map, w: Array, stride: Pair, padding: Pair) -> Map:
+    if _few_channels(x, w):
+        return _by_columns(x, w, stride, ((padding[0],) * 2, (padding[1],) * 2))
+    return _native(x, w, stride, padding)
+
+
+def _dense_forward(x, w, stride, padding):
+    return _dense_convolution(x, w, stride, padding), (x, w)
+
+
+def _dense_backward(stride, padding, residuals, g):
+    """Both gradients as forward convolutions on transposed operands, the form that XLA:CPU runs fast."""
+    x, w = residuals
+    kernel, size = w.shape[:2], x.shape[1:3]
+    # rows and columns at the far end that the strided window did not reach
+    rest = [size[i] + 2 * padding[i] - kernel[i] - stride[i] * (g.shape[1 + i] - 1) for i in range(2)]
+    near = [kernel[i] - 1 - padding[i] for i in range(2)]
+    edges = ((near[0], near[0] + rest[0]), (near[1], near[1] + rest[1]))
+    transposed = jnp.flip(w, (0, 1)).swapaxes(2, 3)
+    if stride == (1, 1) and _few_channels(g, transposed):
+        dx = _by_columns(g, transposed, stride, edges)
+    elif x.shape[1] <= 8 and min(kernel) >= 5:  # XLA's dilation is four times as slow as writing the zeros
+        spread = lax.pad(g, 0.0, ((0, 0, 0), (0, 0, stride[0] - 1), (0, 0, stride[1] - 1), (0, 0, 0)))
+        dx = lax.conv_general_dilated(spread, transposed, (1, 1), edges, dimension_numbers=_NHWC)
+    else:
+        dx = lax.conv_general_dilated(
+            g, transposed, (1, 1), edges, lhs_dilation=stride, dimension_numbers=_NHWC
+        )
+    if g.shape[-1] >= 64 and (x.shape[-1] == 64 or x.shape[1] >= 32):
+        return dx, _kernel_gradient_by_columns(x, g, kernel, stride, padding)
+    dilated = g
+    if stride != (1, 1):
+        dilated = lax.pad(
+            g, 0.0, ((0, 0, 0), (0, rest[0], stride[0] - 1), (0, rest[1], stride[1] - 1), (0, 0, 0))
+        )
+        padded = jnp.pad(x, ((0, 0), (padding[0],) * 2, (padding[1],) * 2, (0, 0)))
+        heights, widths = ((g.shape[1 + i] - 1) * stride[i] + 1 for i in range(2))
+        shifts = [
+            padded[:, i : i + heights : stride[0], j : j + widths : stride[1]].reshape(-1, x.shape[-1])
+            for i in range(kernel[0])
+            for j in range(kernel[1])
+        ]
+        columns = jnp.stack(shifts)
+        dw = jnp.einsum("kni,no->kio", columns, g.reshape(-1, g.shape[-1])).reshape(w.shape)
+        return dx, dw
+    dw = lax.conv_general_dilated(
+        x.transpose(3, 1, 2, 0),
+        dilated.transpose(1, 2, 0, 3),
+        (1, 1),
+        [(p, p) for p in padding],
+        dimension_numbers=_NHWC,
+    )
+    return dx, dw.transpose(1, 2, 0, 3)
+
+
+_dense_convolution.defvjp(_dense_forward, _dense_backward)
+
+
+def _few_channels(x: Map, w: Array) -> bool:
+    """Whether XLA's own convolution is slower than products of matrices (measured; by up to a half)."""
+    return 32 <= x.shape[-1] <= 64 and 2 * _columns_size(x, w.shape[:2]) <= _CACHE
+
+
+def _by_columns(x: Map, w: Array, stride: Sizes, edges: tuple[Sizes, Sizes]) -> Map:
+    """A convolution as the product of each pixel's neighbourhood with a matrix, a few images at a time."""
+    kernel, matrix = w.shape[:2], w.reshape(-1, w.shape[-1])
+
+    def few(images: Map) -> Map:
+        columns = _columns(images, kernel, stride, edges)
+        return (columns.reshape(-1, matrix.shape[0]) @ matrix).reshape(*columns.shape[:3], -1)
+
+    out = lax.map(few, _grouped(x, kernel))
+    return out.reshape(x.shape[0], *out.shape[2:])
+
+
+def _kernel_gradient_by_columns(x: Map, g: Map, kernel: Sizes, stride: Sizes, padding: Sizes) -> Array:
+    """The gradient of a convolution's kernel, as a sum of products of matrices over a few images at a time."""
+    edges = ((padding[0],) * 2, (padding[1],) * 2)
+    images = _grouped(x, kernel)
+
+    def add(total: Array, pair: tuple[Map, Map]) -> tuple[Array, None]:
+        columns = _columns(pair[0], kernel, stride, edges)
+        return total + pair[1].reshape(-1, g.shape[-1]).T @ columns.reshape(-1, total.shape[1]), None
+
+    zero = jnp.zeros((g.shape[-1], kernel[0] * kernel[1] * x.shape[-1]), x.dtype)
+    total, _ = lax.scan(add, zero, (images, g.reshape(*images.shape[:2], *g.shape[1:])))
+    return total.T.reshape(*kernel, x.shape[-1], g.shape[-1])
+
+
+def _columns(x: Map, kernel: Sizes, stride: Sizes, edges: tuple[Sizes, Sizes]) -> Map:
+    """The neighbourhood of each output pixel, along the channels."""
+    padded = jnp.pad(x, ((0, 0), *edges, (0, 0)))
+    out = [(padded.shape[1 + i] - kernel[i]) // stride[i] for i in range(2)]  # places of the last pixel
+    taps = [
+        padded[:, i : i + out[0] * stride[0] + 1 : stride[0], j : j + out[1] * stride[1] + 1 : stride[1]]
+        for i in range(kernel[0])
+        for j in range(kernel[1])
+    ]
+    return jnp.concatenate(taps, axis=-1)
+
+
+def _columns_size(x: Map, kernel: Sizes) -> int:
+    """Bytes of an image's neighbourhoods, at stride 1."""
+    return math.prod(x.shape[1:]) * math.prod(kernel) * x.dtype.itemsize
+
+
+def _grouped(x: Map, kernel: Sizes) -> Float[Array, "group batch height width channel"]:
+    """Images in groups whose neighbourhoods stay in cache."""
+    fitting = max(1, _CACHE // _columns_size(x, kernel))
+    group = max(n for n in range(1, x.shape[0] + 1) if x.shape[0] % n == 0 and n <= fitting)
+    return x.reshape(-1, group, *x.shape[1:])
+
+
+def depthwise(x: Map, w: Float[Array, "kh kw channel"], stride: int, dilation: int) -> Map:
+    """A depthwise convolution with a square, odd kernel and padding that keeps the size at stride 1."""
+    if on_cpu():
+        return _shifted_depthwise(x, w, stride, dilation)
+    pad = (w.shape[0] - 1) * dilation // 2
+    return _native(x, w[:, :, None], (stride, stride), (pad, pad), dilation, groups=x.shape[-1])
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _shifted_depthwise(x: Map, w: Array, stride: int, dilation: int) -> Map:
+    kernel = w.shape[0]
+    out = -(-x.shape[1] // stride)
+    views = _shifts(pad_map(x, (kernel - 1) * dilation // 2), kernel, dilation, stride, out)
+    return functools.reduce(jnp.add, [view * w[i, j] for (i, j), view in views])
+
+
+def _shifted_forward(x, w, stride, dilation):
+    return _shifted_depthwise(x, w, stride, dilation), (x, w)
+
+
+def _shifted_backward(stride, dilation, residuals, g):
+    x, w = residuals
+    kernel, size, out = w.shape[0], x.shape[1], g.shape[1]
+    pad = (kernel - 1) * dilation // 2
+    rest = size - 1 - stride * (out - 1)
+    spread = g
+    if stride > 1:
+        spread = lax.pad(g, 0.0, ((0, 0, 0), (0, rest, stride - 1), (0, rest, stride - 1), (0, 0, 0)))
+    views = _shifts(pad_map(spread, pad), kernel, dilation, 1, size)
+    dx = functools.reduce(jnp.add, [view * w[kernel - 1 - i, kernel - 1 - j] for (i, j), view in views])
+    # one pass over the map for all taps: a variadic reduction over height and width, then the batch
+    products = tuple(view * g for _, view in _shifts(pad_map(x, pad), kernel, dilation, stride, out))
+    zeros = (jnp.zeros((), x.dtype),) * len(products)
+    sums = lax.reduce(products, zeros, lambda a, b: tuple(u + v for u, v in zip(a, b, strict=True)), (1, 2))
+    dw = jnp.stack([s.sum(0) for s in sums]).reshape(w.shape)
+    return dx, dw
+
+
+_shifted_depthwise.defvjp(_shifted_forward, _shifted_backward)
+
+
+def pad_map(x: Map, pad: int, value: float = 0.0) -> Map:
+    """A map with a border of `value`."""
+    return jnp.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)), constant_values=value)
+
+
+def _shifts(padded: Map, kernel: int, dilation: int, stride: int, out: int):
+    """The views of a padded map that meet each tap of a kernel, with the tap."""
+    span = stride * (out - 1) + 1
+    return [
+        (
+            (i, j),
+            padded[
+                :, i * dilation : i * dilation + span : stride, j * dilation : j * dilation + span : stride
+            ],
+        )
+        for i in range(kernel)
+        for j in range(kernel)
+    ]
