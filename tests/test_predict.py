@@ -11,10 +11,10 @@ import pytest
 from flax import nnx
 
 import ghn_jax
-from benchmarks.parity import refined_labels
+from benchmarks.graph_agreement import labels
 from ghn_jax import compilation, networks, sampling
 from ghn_jax.config import preset
-from ghn_jax.graphs import PRIMITIVES, Graph, draw, path_lengths
+from ghn_jax.graphs import PRIMITIVES, Graph, draw
 from ghn_jax.lowering import lower
 from ghn_jax.models.ghn import init_params
 from ghn_jax.pretrained import TrainedGHN
@@ -220,12 +220,6 @@ def test_jaxpr_and_symbolic_walk_agree(split):
         arch = sampling.sample(split, index)
         plain = networks.CellNetwork(arch, 10, 32)
         assert labels(ghn_jax.graph_of(plain, IMAGES)) == labels(lower(arch).graph), (split, index)
-
-
-def labels(graph: Graph) -> list[int]:
-    names = [n and n.rpartition(".")[0] for n in graph.names]
-    nodes = list(zip(graph.primitives.tolist(), names, graph.shapes, strict=True))
-    return refined_labels(nodes, path_lengths(graph))
 
 
 def test_second_model_compiles_nothing(ghn):
