@@ -275,7 +275,8 @@ class Builder:
         shape = (channels.size,)
         node = self._node(primitive, sources, f"{name}.weight", shape)
         layout = Layout((1, 1), None, channels)
-        return node, tuple(_Weight(f"{name}.{kind}", shape, node, layout) for kind in ("weight", "bias"))
+        weight = _Weight(f"{name}.weight", shape, node, layout)
+        return node, (weight, _Weight(f"{name}.bias", shape, node, layout))
 
     def _linear(
         self, sources: tuple[int, ...], inputs: Axis, out: Axis, name: str, bias: bool = True, size: int = 1
@@ -297,8 +298,11 @@ class Builder:
         channels: Axis,
         size: int,
     ) -> Value:
-        self._steps.append((block, tuple(x.register for x in inputs), weights))
-        return Value(len(self._steps), sources, channels, size, all(x.live for x in inputs))
+        live = True
+        for x in inputs:
+            live = live and x.live
+        self._steps.append((block, tuple([x.register for x in inputs]), weights))
+        return Value(len(self._steps), sources, channels, size, live)
 
     @property
     def capacity(self) -> int:
