@@ -10,7 +10,6 @@ Command line: `python -m datasets.deepnets1m --split=val --num=500 --out=DIR [--
 
 import json
 import operator
-import re
 import sys
 import time
 from collections import Counter
@@ -23,6 +22,7 @@ import numpy as np
 import tyro
 from jaxtyping import Int64
 
+from datasets import official
 from ghn_jax.architectures import Architecture
 from ghn_jax.errors import unknown_name
 from ghn_jax.graphs import PRIMITIVES
@@ -163,7 +163,7 @@ def open_split(path: Path | str, split: str, image_size: int = CIFAR_SIZE) -> De
         )
     source = existing[0]
     if source.suffix == ".hdf5":
-        return DeepNets1M(split, source, _official_records(source, split, image_size))
+        return DeepNets1M(split, source, official.records(source, split, image_size))
     return DeepNets1M(split, source, _Lines(source, split, image_size))
 
 
@@ -202,7 +202,7 @@ def verify(nets: DeepNets1M, indices: Iterable[int] | None = None) -> Agreement:
     if nets.source.suffix != ".hdf5":
         raise ValueError(f"`nets` is from {nets.source}, which has no graphs: open an official .hdf5 file")
     num, other_size, other_graph = 0, [], []
-    vocabulary = _read_meta(nets.source, nets.split)["meta"]
+    vocabulary = official.read_meta(nets.source, nets.split)["meta"]
     with h5py.File(nets.source) as file:
         for index in range(len(nets)) if indices is None else indices:
             graph = lower(nets[index]).graph
@@ -210,15 +210,15 @@ def verify(nets: DeepNets1M, indices: Iterable[int] | None = None) -> Agreement:
                 group: Any = file[f"{nets.split}/{index}"]
                 nodes, hops = group["nodes"][()], group["adj"][()]
             except (KeyError, OSError, RuntimeError) as error:
-                raise _damaged(nets.source, f"graph {index} cannot be read: {error}") from error
+                raise official.damaged(nets.source, f"graph {index} cannot be read: {error}") from error
             num += 1
             if len(nodes) != graph.num_nodes:
                 other_size.append(index)
                 continue
             labels = Counter(zip((PRIMITIVES[p] for p in graph.primitives), graph.names, strict=True))
-            same_nodes = labels == Counter(_label(vocabulary, node) for node in nodes.tolist())
-            structure = _structure(graph.num_nodes, graph.senders, graph.receivers)
-            if not same_nodes or structure != _structure(len(nodes), *np.nonzero(hops == 1)):
+            same_nodes = labels == Counter(official.label(vocabulary, node) for node in nodes.tolist())
+            structure = official.structure(graph.num_nodes, graph.senders, graph.receivers)
+            if not same_nodes or structure != official.structure(len(nodes), *np.nonzero(hops == 1)):
                 other_graph.append(index)
     return Agreement(num, tuple(other_size), tuple(other_graph))
 
@@ -320,72 +320,6 @@ def _command(header: Header, out: Path) -> str:
         f"python -m datasets.deepnets1m --split={header.split} --num={header.num} --out={out} "
         f"--seed={header.seed} --image_size={header.image_size}"
     )
-
-
-# -- the official files --------------------------------------------------------------------------------------
-
-
-def _official_records(path: Path, split: str, image_size: int) -> list[dict[str, Any]]:
-    """Arguments of each network from the meta file, once the HDF5 file is known to have as many graphs."""
-    nets = _read_meta(path, split)["nets"]
-    try:
-        with h5py.File(path) as file:
-            group: Any = file[split]
-            num = len(group)
-    except (KeyError, OSError, RuntimeError) as error:
-        raise _damaged(path, str(error)) from error
-    if num != len(nets):
-        raise _damaged(path, f"it has {num} graphs, its meta file {len(nets)}")
-    if split == "wide":  # stored with the channels of `test`
-        factor = 4 if image_size == CIFAR_SIZE else 2
-        nets = [net | {"C": factor * net.get("C", 32)} for net in nets]
-    return nets
-
-
-def _read_meta(path: Path, split: str) -> dict[str, Any]:
-    meta = path.with_name(f"{path.stem}_meta.json")
-    try:
-        splits = json.loads(meta.read_bytes())
-    except FileNotFoundError as error:
-        raise ValueError(f"`path` (={str(path)!r}) lacks {meta.name} beside it: get both files") from error
-    except ValueError as error:
-        raise _damaged(meta, str(error)) from error
-    if split not in splits:
-        raise ValueError(f"`split` (={split!r}) is not in {meta}, which holds {', '.join(splits)}")
-    return splits[split]
-
-
-def _damaged(path: Path, reason: str) -> ValueError:
-    return ValueError(f"{path} is damaged or incomplete: {reason}; get it again")
-
-
-def _label(vocabulary: Mapping[str, Mapping[str, str]], node: Sequence[int]) -> tuple[str, str | None]:
-    """Primitive and parameter name of a stored node, given as (primitive, cell, name within the cell)."""
-    primitive = vocabulary["primitives_ext"][str(node[0])].replace("fc-b", "bias")
-    primitive = re.sub(r"(_\d+x\d+)+$", "", primitive)
-    name = vocabulary["unique_op_names"][str(node[2])]
-    if "." not in name or "pool" in primitive:
-        return primitive, None
-    # two spellings of older files
-    name = re.sub(r"^(_ops\.\d+)\.(\d)", r"\1.op.\2", name)
-    name = re.sub(r"to_out\.0\.$", "to_out.0.weight", name)
-    return primitive, name if re.match("stem|pos_enc|classifier", name) else f"cells.{node[1]}.{name}"
-
-
-def _structure(num_nodes: int, senders: Iterable[int], receivers: Iterable[int]) -> list[int]:
-    """Weisfeiler-Leman colours of a graph without labels: equal, but for rare ties, only for equal graphs."""
-    edges = list(zip(map(int, senders), map(int, receivers), strict=True))
-    colors, num_colors = [0] * num_nodes, 0
-    while len(set(colors)) > num_colors:
-        num_colors = len(set(colors))
-        before: list[list[int]] = [[] for _ in colors]
-        after: list[list[int]] = [[] for _ in colors]
-        for sender, receiver in edges:
-            before[receiver].append(colors[sender])
-            after[sender].append(colors[receiver])
-        around = zip(colors, before, after, strict=True)
-        colors = [hash((color, tuple(sorted(b)), tuple(sorted(a)))) for color, b, a in around]
-    return sorted(colors)
 
 
 # -- command line --------------------------------------------------------------------------------------------
