@@ -144,10 +144,8 @@ class DilatedConv(nn.Module):
     @nn.compact
     def __call__(self, x: Map) -> Map:
         """The convolved map."""
-        inputs = x.shape[-1]
-        x = conv(inputs, self.kernel, "op.1", self.stride, dilation=2, groups=inputs)(nn.relu(x))
-        x = conv(self.features, 1, "op.2")(x)
-        return batch_norm(x, self.norm, "op.3")
+        names = ("op.1", "op.2", "op.3")
+        return _separable(x, self.features, self.kernel, names, self.norm, self.stride, dilation=2)
 
 
 class SeparableConv(nn.Module):
@@ -161,13 +159,23 @@ class SeparableConv(nn.Module):
     @nn.compact
     def __call__(self, x: Map) -> Map:
         """The convolved map."""
-        inputs = x.shape[-1]
-        x = conv(inputs, self.kernel, "op.1", self.stride, groups=inputs)(nn.relu(x))
-        x = conv(inputs, 1, "op.2")(x)
-        x = batch_norm(x, self.norm, "op.3")
-        x = conv(inputs, self.kernel, "op.5", groups=inputs)(nn.relu(x))
-        x = conv(self.features, 1, "op.6")(x)
-        return batch_norm(x, self.norm, "op.7")
+        x = _separable(x, x.shape[-1], self.kernel, ("op.1", "op.2", "op.3"), self.norm, self.stride)
+        return _separable(x, self.features, self.kernel, ("op.5", "op.6", "op.7"), self.norm)
+
+
+def _separable(
+    x: Map,
+    features: int,
+    kernel: int,
+    names: tuple[str, str, str],
+    norm: bool,
+    stride: int = 1,
+    dilation: int = 1,
+) -> Map:
+    """ReLU, depthwise convolution, 1x1 convolution, batch norm, with these names."""
+    depthwise, pointwise, norm_name = names
+    x = conv(x.shape[-1], kernel, depthwise, stride, dilation, groups=x.shape[-1])(nn.relu(x))
+    return batch_norm(conv(features, 1, pointwise)(x), norm, norm_name)
 
 
 class FactorizedReduction(nn.Module):
