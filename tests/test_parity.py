@@ -26,6 +26,14 @@ def test_network(golden: pathlib.Path, place: int):
         assert max(values) <= parity.TOLERANCE[quantity], quantity
 
 
+@pytest.mark.parametrize("place", range(2))
+def test_named_model(golden: pathlib.Path, place: int):
+    errors = parity.target_errors(parity.load(golden / "torchvision.json.gz")[place : place + 1])
+    assert set(errors) == {"graphs", "parameter counts", "predicted parameters"}
+    for quantity, values in errors.items():
+        assert max(values) <= parity.TOLERANCE[quantity], quantity
+
+
 @pytest.fixture(scope="module")
 def training_errors(golden: pathlib.Path) -> parity.Errors:
     records = parity.load(golden / "train_steps.json")[:1]
