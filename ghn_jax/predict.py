@@ -24,7 +24,6 @@ from ghn_jax import assembly, pretrained
 from ghn_jax.config import GHNConfig
 from ghn_jax.graphs import Graph, batch
 from ghn_jax.graphs.builder import Extracted
-from ghn_jax.graphs.values import Leaf
 from ghn_jax.graphs.walk import UnsupportedModel
 from ghn_jax.models.ghn import GHN, encode
 from ghn_jax.pretrained import TrainedGHN
@@ -114,7 +113,7 @@ def predict_parameters(
     report = Report(
         parameters=sum(int(np.prod(owned.shape)) for owned in extracted.owned),
         tensors=len(extracted.owned),
-        unassigned={_leaf_name(traced, leaf): why for leaf, why in extracted.unassigned.items()},
+        unassigned={leaf.name(traced.names): why for leaf, why in extracted.unassigned.items()},
         graph=extracted.graph,
         node_embeddings=np.asarray(nodes)[: extracted.graph.num_nodes],
         seconds={
@@ -178,7 +177,7 @@ def _as_trained(extracted: Extracted, config: GHNConfig, predict_class_layers: b
 def _note_unassigned(extracted: Extracted, traced: Traced, strict: bool) -> None:
     if not extracted.unassigned:
         return
-    listed = [f"{_leaf_name(traced, leaf)} {why}" for leaf, why in extracted.unassigned.items()]
+    listed = [f"{leaf.name(traced.names)} {why}" for leaf, why in extracted.unassigned.items()]
     if strict:
         raise UnsupportedModel(
             f"`strict` (=True), and {len(listed)} parameters cannot be predicted: {'; '.join(listed)}"
@@ -186,7 +185,3 @@ def _note_unassigned(extracted: Extracted, traced: Traced, strict: bool) -> None
     warnings.warn(
         f"{len(listed)} parameters keep their own initialisation: {'; '.join(listed)}", stacklevel=3
     )
-
-
-def _leaf_name(traced: Traced, leaf: Leaf) -> str:
-    return traced.names[leaf.index] + "".join(f"[{i}]" for i in leaf.place)

@@ -42,6 +42,11 @@ def evaluate_model(options: EvaluateOptions) -> None:
         raise ValueError(
             f"`export` (={str(options.export)!r}) exists: give a new directory, or FILE.safetensors"
         )
+    for option in ("channels", "num_archs"):
+        if getattr(options, option) is not None:
+            raise ValueError(
+                f"`{option}` (={getattr(options, option)}) is for splits: leave it out with a model"
+            )
     ghn = pretrained.load(options.ckpt)
     name = options.dataset or ghn.info.get("dataset", "digits")
     dataset = images.load(name, str(options.data_dir) if options.data_dir else None)

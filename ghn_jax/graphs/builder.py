@@ -89,7 +89,7 @@ class GraphBuilder:
 
     def name(self, leaf: Leaf) -> str:
         """The parameter's name, with its place among stacked layers."""
-        return self._names[leaf.index] + "".join(f"[{i}]" for i in leaf.place)
+        return leaf.name(self._names)
 
     def is_owned(self, leaf: Leaf) -> bool:
         """Whether some node has the parameter."""

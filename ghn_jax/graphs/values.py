@@ -5,7 +5,7 @@ The graph of a network is found by running its jaxpr on these instead of arrays 
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -23,6 +23,10 @@ class Leaf(NamedTuple):
 
     index: int
     place: tuple[int, ...] = ()
+
+    def name(self, names: Sequence[str]) -> str:
+        """Its name, given those of the tree's leaves."""
+        return names[self.index] + "".join(f"[{i}]" for i in self.place)
 
 
 class Step(NamedTuple):
