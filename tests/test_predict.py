@@ -8,12 +8,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors.numpy
 from flax import nnx
 
 import ghn_jax
 from benchmarks.graph_agreement import labels
 from ghn_jax import compilation, networks, sampling
 from ghn_jax.config import preset
+from ghn_jax.evaluation.options import EvaluateOptions
+from ghn_jax.evaluation.report import evaluate
 from ghn_jax.graphs import PRIMITIVES, Graph, draw
 from ghn_jax.lowering import lower
 from ghn_jax.models.ghn import init_params
@@ -297,3 +300,22 @@ def test_traces_without_warnings():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert trace(Net(), IMAGES).names[0] == "bn.bias"
+
+
+def test_evaluates_exports_and_draws_an_imported_model(tmp_path, capsys):
+    options = EvaluateOptions(
+        arch=f"{__name__}:Net",
+        export=tmp_path / "net.safetensors",
+        draw=tmp_path / "net.svg",
+        results=tmp_path / "results.jsonl",
+        compilation_cache=tmp_path / "cache",
+    )
+    evaluate(options)
+    assert "top-1" in capsys.readouterr().out
+    assert safetensors.numpy.load_file(tmp_path / "net.safetensors")["head.kernel"].shape == (24, 10)
+    assert (tmp_path / "net.svg").exists()
+    assert len((tmp_path / "results.jsonl").read_text().splitlines()) == 2
+    with pytest.raises(ValueError, match=r"`arch` \(='nosuch:f'\) cannot be imported"):
+        evaluate(EvaluateOptions(arch="nosuch:f"))
+    with pytest.raises(ValueError, match="`num_archs`"):
+        evaluate(EvaluateOptions(arch="resnet50", num_archs=2))
