@@ -1,6 +1,6 @@
 """Predicts third-party models, as their packages have them, and prints how much of each is predicted.
 
-    python -m pip install flaxmodels jax-resnet dm-haiku equinox keras h5py
+    python -m pip install flaxmodels jax-resnet dm-haiku equimo jaxnn torchvision keras h5py
     KERAS_BACKEND=jax python -m benchmarks.zoo
 
 A package that is not installed is skipped. No weights are downloaded, and the GHN is a fresh one: what is measured is
@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
+from flax import nnx
 
 from ghn_jax import Function, TrainedGHN, predict_parameters
 from ghn_jax.config import preset
@@ -65,6 +66,7 @@ def _row(entry: Entry, ghn: TrainedGHN) -> str:
         warnings.simplefilter("ignore")
         variables, report = predict_parameters(entry.make(), entry.images, ghn)
     params = variables["params"] if isinstance(variables, dict) and "params" in variables else variables
+    params = nnx.state(params, nnx.Param) if isinstance(params, nnx.Module) else params
     total = sum(np.size(leaf) for leaf in jax.tree.leaves(params) if hasattr(leaf, "dtype"))
     reasons = sorted(set(report.unassigned.values()))
     share = 100.0 * report.parameters / total
@@ -158,12 +160,20 @@ def _equinox() -> Iterator[Entry]:
         yield Entry("equimo (Equinox)", name, make, CHANNELS_FIRST)
 
 
+def _jaxnn() -> Iterator[Entry]:
+    import jaxnn
+
+    for name in ("resnet18", "resnet50", "vit_small_patch16_224"):
+        yield Entry("jaxnn (NNX)", name, lambda name=name: jaxnn.create_model(name, rngs=nnx.Rngs(0)))
+
+
 _ZOO = {
     "flaxmodels": _flaxmodels,
     "jax_resnet": _jax_resnet,
     "haiku": _haiku,
     "keras": _keras,
     "equimo": _equinox,
+    "jaxnn": _jaxnn,
 }
 
 if __name__ == "__main__":

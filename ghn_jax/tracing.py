@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from flax.core.scope import Scope
 from jax.extend import core
 
 from ghn_jax.graphs.builder import Extracted
@@ -26,7 +27,7 @@ _EVALUATION = {
     "deterministic": True,
     "use_running_average": True,
 }
-"""What arguments of a model's call are in evaluation, where they have no default."""
+"""What arguments of a model's call are in evaluation."""
 
 
 class Function(NamedTuple):
@@ -116,8 +117,13 @@ def _trace_linen(model: nn.Module, images: jax.ShapeDtypeStruct, seed: int) -> T
     """Traces initialisation and forward pass at once: what is returned as a parameter is one, wherever it is made."""
     keywords = _evaluation_keywords(type(model).__call__)
 
+    def forward(model: nn.Module, x: jax.Array) -> Any:
+        assert model.scope is not None
+        model.scope.__class__ = _BlankParameters
+        return model(x, **keywords)  # pyright: ignore[reportCallIssue]
+
     def run(key: jax.Array, x: jax.Array) -> Any:
-        return model.init_with_output({"params": key, "dropout": key}, x, **keywords)  # pyright: ignore[reportArgumentType]
+        return nn.init_with_output(forward, model)({"params": key, "dropout": key}, x)
 
     key = jax.random.key(seed)
     jaxpr, shapes = jax.make_jaxpr(run, return_shape=True)(key, images)
@@ -135,7 +141,13 @@ def _trace_linen(model: nn.Module, images: jax.ShapeDtypeStruct, seed: int) -> T
     output, logits = _logits(outputs)
 
     def initial(indices: Sequence[int]) -> dict[int, Any]:
-        return dict(zip(indices, _outputs(jaxpr, [own[i] for i in indices], key, images), strict=True))
+        @jax.jit
+        def initialise(key: jax.Array, x: jax.Array) -> list[jax.Array]:
+            variables = model.init({"params": key, "dropout": key}, x, **keywords)  # pyright: ignore
+            leaves = jax.tree.leaves(variables["params"])
+            return [leaves[i] for i in indices]
+
+        return dict(zip(indices, initialise(key, jnp.zeros(images.shape, images.dtype)), strict=True))
 
     def rebuild(leaves: Sequence[Any]) -> Any:
         rest = _outputs(jaxpr, state, key, images)
@@ -158,11 +170,29 @@ def _trace_linen(model: nn.Module, images: jax.ShapeDtypeStruct, seed: int) -> T
     )
 
 
+class _BlankParameters(Scope):
+    """A scope where JAX's own initialisers are not run, nor traced, which takes longer than all the rest of a model."""
+
+    def push(self, *args: Any, **kwargs: Any) -> Scope:
+        child = super().push(*args, **kwargs)
+        child.__class__ = _BlankParameters
+        return child
+
+    def param(self, name: str, init_fn: Any, *init_args: Any, **kwargs: Any) -> Any:
+        known = str(getattr(init_fn, "__module__", "")).startswith("jax.")
+        if not known or not init_args or self.has_variable("params", name):
+            return super().param(name, init_fn, *init_args, **kwargs)
+        self.reserve(name, "params")
+        shape, dtype = (*init_args, jnp.float32)[:2]
+        self.put_variable("params", name, jax.lax.full(shape, 0, dtype))
+        return self.get_variable("params", name)
+
+
 def _trace_nnx(model: nnx.Module, images: jax.ShapeDtypeStruct) -> Traced:
     definition, params, others = nnx.split(model, nnx.Param, ...)
 
     def apply(params: Any, x: Any) -> Any:
-        merged = nnx.merge(definition, params, others)
+        merged = nnx.merge(definition, params, jax.tree.map(lambda x: x, others))  # new, to be changed here
         merged.eval()
         return merged(x, **_evaluation_keywords(type(merged).__call__))
 
@@ -200,13 +230,10 @@ def _trace_function(model: Function, images: jax.ShapeDtypeStruct) -> Traced:
 
 
 def _evaluation_keywords(call: Callable[..., Any]) -> dict[str, bool]:
-    """Values of the arguments that say whether a model is in training, if it insists on them."""
+    """Values of the arguments that say whether a model is in training, where it would be by default."""
     parameters = inspect.signature(call).parameters.values()
-    return {
-        p.name: _EVALUATION[p.name]
-        for p in parameters
-        if p.default in (p.empty, None) and p.name in _EVALUATION
-    }
+    wanted = {p: _EVALUATION[p.name] for p in parameters if p.name in _EVALUATION}
+    return {p.name: value for p, value in wanted.items() if p.default is not value}
 
 
 def _logits(outputs: Any) -> tuple[int, Shape]:
@@ -225,7 +252,7 @@ def _name(path: Any) -> str:
 def _outputs(
     jaxpr: core.ClosedJaxpr, places: Sequence[int], key: jax.Array, images: jax.ShapeDtypeStruct
 ) -> list[Any]:
-    """Computes some outputs of an initialisation; in NumPy where they are mere fills, so that nothing is compiled."""
+    """Computes some of a model's initial state; in NumPy where they are mere fills, so that nothing is compiled."""
     made_by = {var: equation for equation in jaxpr.jaxpr.eqns for var in equation.outvars}
     values: dict[int, Any] = {}
     for place in places:
