@@ -2,13 +2,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 
+from ghn_jax import apply_by_batch, target
 from ghn_jax.architectures import NAMED, Architecture, Edge, Genotype
 from ghn_jax.executor import run
 from ghn_jax.executor.program import Lowered
 from ghn_jax.layouts import flatten, unflatten
 from ghn_jax.lowering import lower, lower_resnet50
-from ghn_jax.networks import CellNetwork, ResNet50, from_params, to_params
+from ghn_jax.networks import CellNetwork, from_params, to_params
 from ghn_jax.networks.cells import needed_states
 from ghn_jax.sampling import SPLITS, sample
 
@@ -65,16 +67,14 @@ def random_images(size: int = 32) -> np.ndarray:
     return np.random.default_rng(1).standard_normal((BATCH, size, size, 3), np.float32)
 
 
-def parameter_shapes(module: CellNetwork | ResNet50) -> dict[str, tuple[int, ...]]:
-    images = jax.ShapeDtypeStruct((BATCH, module.image_size, module.image_size, 3), np.float32)
+def parameter_shapes(module: nn.Module, image_size: int = 32) -> dict[str, tuple[int, ...]]:
+    images = jax.ShapeDtypeStruct((BATCH, image_size, image_size, 3), np.float32)
     params = jax.eval_shape(module.init, jax.random.key(0), images)["params"]
     tensors = from_params(jax.tree.map(lambda x: np.broadcast_to(0, x.shape), params))
     return {name: tensor.shape for name, tensor in tensors.items()}
 
 
-def logits_of(
-    module: CellNetwork | ResNet50, tensors: dict[str, np.ndarray], images, **arguments
-) -> np.ndarray:
+def logits_of(module: CellNetwork, tensors: dict[str, np.ndarray], images, **arguments) -> np.ndarray:
     apply = jax.jit(module.apply, static_argnames="train")
     return np.asarray(apply({"params": to_params(tensors)}, images, **arguments))
 
@@ -98,9 +98,8 @@ def lowered_shapes(lowered: Lowered) -> dict[str, tuple[int, ...]]:
 )
 def test_parameters_of_random_architectures(split, image_size):
     arch = sample(split, 0, image_size=image_size)
-    assert parameter_shapes(CellNetwork(arch, LABELS, image_size)) == lowered_shapes(
-        lower(arch, LABELS, image_size)
-    )
+    shapes = parameter_shapes(CellNetwork(arch, LABELS, image_size), image_size)
+    assert shapes == lowered_shapes(lower(arch, LABELS, image_size))
 
 
 @pytest.mark.parametrize("name", ["darts", "vit"])
@@ -110,7 +109,7 @@ def test_parameters_of_named_architectures(name):
 
 @pytest.mark.parametrize("image_size", [32, 224])
 def test_parameters_of_resnet50(image_size):
-    shapes = parameter_shapes(ResNet50(LABELS, image_size))
+    shapes = parameter_shapes(target("resnet50", LABELS, image_size), image_size)
     assert shapes == lowered_shapes(lower_resnet50(LABELS, image_size))
     assert shapes["layer1.0.downsample.0.weight"] == (256, 64, 1, 1)
 
@@ -135,7 +134,11 @@ def test_logits_equal_those_of_the_executor(name):
 def test_resnet50_logits_equal_those_of_the_executor():
     lowered, images = lower_resnet50(), random_images()
     tensors = random_tensors(lowered)
-    assert_close(logits_of(ResNet50(), tensors, images), executor_logits(lowered, tensors, images), 1e-4)
+    model = target("resnet50", LABELS, 32)
+    state = jax.eval_shape(model.init, jax.random.key(0), images)["batch_stats"]
+    variables = {"params": to_params(tensors), "batch_stats": jax.tree.map(jnp.zeros_like, state)}
+    logits = jax.jit(lambda variables, images: apply_by_batch(model, variables, images))(variables, images)
+    assert_close(np.asarray(logits), executor_logits(lowered, tensors, images), 1e-4)
 
 
 @pytest.mark.parametrize("name", list(SMALL)[:2])

@@ -2,6 +2,5 @@
 
 from ghn_jax.networks.cells import CellNetwork
 from ghn_jax.networks.parameters import from_params, to_params
-from ghn_jax.networks.resnet import ResNet50
 
-__all__ = ["CellNetwork", "ResNet50", "from_params", "to_params"]
+__all__ = ["CellNetwork", "from_params", "to_params"]
