@@ -7,10 +7,8 @@ an idle machine. Published settings: 8 architectures x 64 images of 32 pixels; f
 state.
 """
 
-import json
 import pathlib
 import statistics
-import subprocess
 import time
 
 import jax
@@ -18,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
+from benchmarks.public import run
 from ghn_jax import compilation, sampling
 from ghn_jax.config import preset
 from ghn_jax.executor.warm_up import WarmUp
@@ -25,7 +24,6 @@ from ghn_jax.lowering import lower
 from ghn_jax.templates import deepnets_templates
 from ghn_jax.training import meta, prepare
 
-_DRIVER = pathlib.Path(__file__).parent / "public" / "meta_step.py"
 _BATCH = 64
 
 
@@ -46,11 +44,12 @@ def main(
       rounds: times each side runs all steps, in turn; the first is not counted.
     """
     batches = [sampling.meta_batch(0, step, meta_batch_size).architectures for step in range(steps)]
-    ours, theirs = _Ours(batches), []
+    arguments = [[arch.to_dict() for arch in batch] for batch in batches]
+    ours, theirs = Ours(batches), []
     per_arch: dict[str, list[float]] = {"ghn_jax": [], "public": []}
     for number in range(rounds):
         if public is not None:
-            theirs = run_public(public, torch_python, batches)
+            theirs = run("meta_step.py", public, torch_python, meta_batches=arguments, batch_size=_BATCH)
         own = ours.run()
         if number:
             per_arch["ghn_jax"].append(sum(own) / steps / meta_batch_size)
@@ -64,7 +63,9 @@ def main(
         print(f"ratio: {ratio:.2f} (below 1: ghn_jax is faster)")
 
 
-class _Ours:
+class Ours:
+    """This project's side: compiles what the meta-batches need, then runs them as often as asked."""
+
     def __init__(self, batches):
         compilation.use_persistent_cache()
         self._config = preset("ghn2")
@@ -94,19 +95,6 @@ class _Ours:
             float(measured.loss[0])
             seconds.append(time.perf_counter() - start)
         return seconds
-
-
-def run_public(public: pathlib.Path, torch_python: str, batches) -> list[float]:
-    """Seconds of each step of the public code."""
-    job = {
-        "public": str(public),
-        "meta_batches": [[arch.to_dict() for arch in batch] for batch in batches],
-        "batch_size": _BATCH,
-    }
-    done = subprocess.run([torch_python, str(_DRIVER)], input=json.dumps(job), capture_output=True, text=True)
-    if done.returncode:
-        raise SystemExit(f"`public` (={str(public)!r}): its step failed:\n{done.stderr.strip()[-2000:]}")
-    return json.loads(done.stdout.strip().splitlines()[-1])
 
 
 if __name__ == "__main__":

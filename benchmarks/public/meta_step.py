@@ -8,42 +8,15 @@ beforehand, as the public code reads them from a file; networks are built within
 import json
 import sys
 import time
-import types
-from unittest import mock
 
 import torch
+from ppuda_modules import expose, network
 
 job = json.load(sys.stdin)
-sys.path.insert(0, job["public"])
-for name in (
-    "ppuda",
-    "ppuda.ghn",
-    "ppuda.deepnets1m",
-    "ppuda.utils",
-):  # their __init__ import far more than is used
-    package = types.ModuleType(name)
-    package.__path__ = [f"{job['public']}/{name.replace('.', '/')}"]
-    sys.modules[name] = package
-for name in ("torchvision", "matplotlib", "matplotlib.pyplot", "matplotlib.cm"):
-    sys.modules.setdefault(name, mock.MagicMock())
-sys.modules["torchvision"].models.vision_transformer.VisionTransformer = type("Unused", (), {})
-sys.modules["ppuda.utils"].drop_path = None
-sys.modules["ppuda.utils"].default_device = lambda: "cpu"
-sys.modules["ppuda.utils"].capacity = lambda model, is_grad=True: (
-    0,
-    sum(p.numel() for p in model.parameters()),
-)
+expose(job["public"])
 
-from ppuda.deepnets1m import genotypes  # noqa: E402
 from ppuda.deepnets1m.graph import Graph, GraphBatch  # noqa: E402
-from ppuda.deepnets1m.net import Network  # noqa: E402
 from ppuda.ghn.nn import GHN  # noqa: E402
-
-
-def network(arguments: dict, light: bool) -> Network:
-    arguments = arguments | {"genotype": genotypes.from_dict(arguments["genotype"])}
-    return Network(is_imagenet_input=False, num_classes=10, light=light, **arguments)
-
 
 torch.manual_seed(0)
 ghn = GHN(

@@ -1,0 +1,19 @@
+"""Runs drivers of the public PyTorch code, in an interpreter of its own."""
+
+import json
+import pathlib
+import subprocess
+from typing import Any
+
+
+def run(driver: str, public: pathlib.Path, torch_python: str, **job: Any) -> Any:
+    """What a driver of this folder prints last, given a job and a copy of github.com/facebookresearch/ppuda.
+
+    Ends the benchmark if it fails.
+    """
+    script = pathlib.Path(__file__).with_name(driver)
+    text = json.dumps({"public": str(public), **job})
+    done = subprocess.run([torch_python, str(script)], input=text, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"`public` (={str(public)!r}): {driver} failed:\n{done.stderr.strip()[-2000:]}")
+    return json.loads(done.stdout.strip().splitlines()[-1])
