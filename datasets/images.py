@@ -36,6 +36,9 @@ class ImageSplit:
     images: UInt8[np.ndarray, "image height width 3"]
     labels: Int32[np.ndarray, " image"]
 
+    def __len__(self) -> int:
+        return len(self.labels)
+
 
 @dataclass(frozen=True)
 class ImageDataset:

@@ -18,8 +18,13 @@ def run(options: type[Options], main: Callable[[Options], None]) -> None:
     try:
         main(parsed)
     except ValueError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        complain(error)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from the latest checkpoint", file=sys.stderr)
         raise SystemExit(130) from None
+
+
+def complain(error: ValueError) -> None:
+    """Prints what is wrong as one line."""
+    print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)

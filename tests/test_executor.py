@@ -65,6 +65,23 @@ def test_dropout_is_random_in_training_and_absent_in_evaluation():
     np.testing.assert_allclose(without.logits, run.logits(network.program, flat, images), rtol=1e-6)
 
 
+def test_micro_batches_give_the_gradient_of_the_batch_without_batch_norm():
+    network = lower(Architecture(TINY, n_cells=2, norm=False))
+    rng = np.random.default_rng(0)
+    tensors = {
+        p.name: rng.standard_normal(p.shape).astype(np.float32) / np.sqrt(np.prod(p.shape[1:]))
+        for p in network.parameters
+    }
+    flat = jnp.asarray(flatten(network.parameters, tensors, network.flat_size))
+    images, labels = jnp.asarray(rng.standard_normal((8, 32, 32, 3)), jnp.float32), jnp.arange(8)
+    whole = run.loss_and_gradient(network.program, flat, images, labels, label_smoothing=0.1)
+    parts = run.accumulate(network.program, flat, images, labels, 2, label_smoothing=0.1)
+    np.testing.assert_allclose(parts.loss, whole.loss, rtol=1e-5)
+    np.testing.assert_allclose(parts.logits, whole.logits, atol=1e-5 * np.abs(whole.logits).max())
+    difference = np.linalg.norm(parts.gradient - whole.gradient)
+    assert difference < 1e-4 * np.linalg.norm(whole.gradient)
+
+
 def test_few_blocks_make_many_networks():
     seen = [
         {(i.block) for n in range(first, first + 40) for i in lower(sample("val", n)).program}

@@ -8,7 +8,11 @@ import subprocess
 import sys
 import time
 
+import jax
 import pytest
+
+from ghn_jax.training import loop, meta
+from ghn_jax.training.options import TrainOptions
 
 STEPS = 3
 SMALL = [
@@ -80,6 +84,18 @@ def test_a_meta_batch_that_does_not_divide_is_an_error(tmp_path: pathlib.Path):
     assert_one_line_error(done, "choose a multiple of 2")
 
 
+def test_a_network_too_large_for_memory_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path):
+    def accumulate(*_: object) -> None:
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.")
+
+    monkeypatch.setattr(meta.run, "accumulate", accumulate)
+    options = TrainOptions(meta_batch_size=1, batch_size=16, steps=1, val_archs=0, workdir=tmp_path)
+    with pytest.raises(
+        ValueError, match=r"batch_size.*=16.*lower it.*architecture \d+ of the split train, step 1"
+    ):
+        loop.train(options)
+
+
 def test_training_again_when_done_changes_nothing(finished: pathlib.Path):
     before = metrics(finished)
     assert run("train.py", *SMALL, f"--workdir={finished}").returncode == 0
@@ -123,9 +139,9 @@ def test_bad_training_options(case: str, tmp_path: pathlib.Path):
 
 def test_resuming_with_other_options_is_an_error(finished: pathlib.Path):
     before = metrics(finished)
-    assert_one_line_error(
-        run("train.py", *SMALL, "--learning_rate=0.1", f"--workdir={finished}"), "--learning_rate was 0.001"
-    )
+    other = (*SMALL, "--learning_rate=0.1", f"--workdir={finished}")
+    assert_one_line_error(run("train.py", *other), "--learning_rate was 0.001")
+    assert run("train.py", *other, "--change_options=True").returncode == 0
     assert metrics(finished) == before
 
 

@@ -6,9 +6,10 @@ Running statistics of batch norm are not predicted, so networks are run with the
 """
 
 import functools
+import itertools
 import math
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -16,7 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from datasets.images import ImageDataset, ImageSplit, normalize
+from datasets.images import ImageDataset, normalize
+from datasets.sources import StreamedDataset
+from datasets.stream import evaluation_batches
 from ghn_jax.config import GHNConfig
 from ghn_jax.executor import run
 from ghn_jax.executor.program import Lowered
@@ -26,6 +29,20 @@ from ghn_jax.templates import Template, make_plan
 
 BATCH_SIZE = 64
 """Images per batch, hence of the batch-norm statistics, in the published evaluation."""
+
+Logits = Callable[[Float[Array, "batch height width 3"]], Float[Array, "batch label"]]
+
+
+class Accuracy(NamedTuple):
+    """Percentages of the images whose class is the first, or among the first five, that a network names.
+
+    Attributes:
+      num_images: how many images count: all but damaged ones.
+    """
+
+    top1: float
+    top5: float
+    num_images: int
 
 
 def predict_flat(
@@ -42,32 +59,66 @@ def _predict(config, templates, max_nodes, params, graphs, plan):
     return GHN(config).apply({"params": params}, graphs, max_nodes, plan, templates)
 
 
-def top1(network: Lowered, flat: Float[Array, "..."], dataset: ImageDataset, split: ImageSplit) -> float:
-    """Top-1 accuracy, in percent, on the images of a split."""
+def network_accuracy(
+    network: Lowered,
+    flat: Float[Array, "..."],
+    dataset: ImageDataset | StreamedDataset,
+    split: str,
+    max_batches: int | None = None,
+    num_workers: int = 0,
+) -> Accuracy:
+    """Accuracy of a lowered network with these parameters; other arguments as for `accuracy`."""
     program = run.without_dropout(network.program)
     weights = run.load_weights(program, flat)
-    hits = jnp.zeros((), jnp.int32)
-    for images, labels, new in batches(dataset, split):
-        hits += _hits(run.forward(program, weights, images), labels, new)
-    return 100.0 * int(hits) / len(split.images)
+    return accuracy(lambda x: run.forward(program, weights, x), dataset, split, max_batches, num_workers)
 
 
-def batches(dataset: ImageDataset, split: ImageSplit) -> Iterator[tuple[Array, np.ndarray, np.ndarray]]:
+def accuracy(
+    logits: Logits,
+    dataset: ImageDataset | StreamedDataset,
+    split: str,
+    max_batches: int | None = None,
+    num_workers: int = 0,
+) -> Accuracy:
+    """Accuracy of a function from images to logits.
+
+    Args:
+      split: "val", images held out from the training set, or "test".
+      max_batches: only the first so many batches of 64 images.
+      num_workers: processes that decode a streamed set.
+
+    Raises ValueError for a split of less than 64 images.
+    """
+    counts = [
+        _count(logits(images), labels, new)
+        for images, labels, new in itertools.islice(_batches(dataset, split, num_workers), 0, max_batches)
+    ]
+    top1, top5, total = np.sum(np.asarray(counts), axis=0)
+    return Accuracy(100.0 * float(top1) / total, 100.0 * float(top5) / total, int(total))
+
+
+def _batches(
+    dataset: ImageDataset | StreamedDataset, split: str, num_workers: int
+) -> Iterator[tuple[Array, np.ndarray, np.ndarray]]:
     """Batches of 64 normalised images, their labels, and which of them count.
 
     Where the number of images is no multiple of 64, the last batch takes in images of the one before, which are
     not to be counted twice (the published code makes it smaller, and its statistics poorer).
-
-    Raises ValueError for less than 64 images.
     """
-    count = len(split.images)
+    if isinstance(dataset, StreamedDataset):
+        source = dataset.val if split == "val" else dataset.test
+        for part in evaluation_batches(dataset, source, BATCH_SIZE, num_workers=num_workers):
+            yield _normalized(part.images, dataset.mean, dataset.std), part.labels, part.new
+        return
+    held_out = dataset.val if split == "val" else dataset.test
+    count = len(held_out.images)
     if count < BATCH_SIZE:
-        raise ValueError(f"`split` has {count} images: evaluation needs at least {BATCH_SIZE}")
+        raise ValueError(f"`split` (={split!r}) has {count} images: evaluation needs at least {BATCH_SIZE}")
     for start in range(0, count, BATCH_SIZE):
         first = min(start, count - BATCH_SIZE)
         part = slice(first, first + BATCH_SIZE)
-        images = _normalized(split.images[part], dataset.mean, dataset.std)
-        yield images, split.labels[part], np.arange(first, first + BATCH_SIZE) >= start
+        images = _normalized(held_out.images[part], dataset.mean, dataset.std)
+        yield images, held_out.labels[part], np.arange(first, first + BATCH_SIZE) >= start
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2))
@@ -76,8 +127,12 @@ def _normalized(images, mean, std):
 
 
 @jax.jit
-def _hits(logits, labels, new):
-    return ((logits.argmax(-1) == labels) & new).sum()
+def _count(logits, labels, new):
+    """How many labels come first, and among the first five; and how many there are."""
+    own, place = logits[jnp.arange(len(labels)), labels, None], jnp.arange(logits.shape[-1])
+    behind = (logits < own) | (logits == own) & (place >= labels[:, None])  # nothing is behind NaN
+    before = (~behind).sum(-1)
+    return jnp.stack([((before < 1) & new).sum(), ((before < 5) & new).sum(), new.sum()])
 
 
 class Summary(NamedTuple):

@@ -14,12 +14,13 @@ import safetensors.numpy
 from flax import nnx
 from flax.traverse_util import flatten_dict
 
-from datasets import images
-from datasets.images import ImageDataset, ImageSplit
+from datasets.images import ImageDataset
+from datasets.loading import load
+from datasets.sources import StreamedDataset
 from ghn_jax import pretrained
 from ghn_jax.batch_norm import apply_by_batch
 from ghn_jax.evaluation import results
-from ghn_jax.evaluation.accuracy import BATCH_SIZE, batches
+from ghn_jax.evaluation.accuracy import BATCH_SIZE, Logits, accuracy
 from ghn_jax.evaluation.options import EvaluateOptions
 from ghn_jax.graphs import draw
 from ghn_jax.networks import from_params
@@ -49,7 +50,7 @@ def evaluate_model(options: EvaluateOptions) -> None:
             )
     ghn = pretrained.load(options.ckpt)
     name = options.dataset or ghn.info.get("dataset", "digits")
-    dataset = images.load(name, str(options.data_dir) if options.data_dir else None)
+    dataset = load(name, options.data_dir)
     model = _model(options.arch, dataset)
     sample = jax.ShapeDtypeStruct((1, dataset.image_size, dataset.image_size, 3), jnp.float32)
     with warnings.catch_warnings(record=True) as caught:
@@ -66,11 +67,11 @@ def evaluate_model(options: EvaluateOptions) -> None:
     if options.export is not None:
         export(variables, options.export, public_names=options.arch in NAMES)
     start = time.monotonic()
-    held_out = dataset.val if options.split == "val" else dataset.test
-    accuracy = _top1(model, variables, dataset, held_out)
+    split = "val" if options.split == "val" else "test"
+    tested = accuracy(_logits(model, variables), dataset, split, num_workers=options.num_workers)
     print(
-        f"top-1 {accuracy:.2f} % on {len(held_out.images)} {name} images (batch statistics of {BATCH_SIZE}), "
-        f"{time.monotonic() - start:.1f} s",
+        f"top-1 {tested.top1:.2f} %, top-5 {tested.top5:.2f} % on {tested.num_images} {name} images "
+        f"(batch statistics of {BATCH_SIZE}), {time.monotonic() - start:.1f} s",
         flush=True,
     )
     if options.results is not None:
@@ -87,7 +88,8 @@ def evaluate_model(options: EvaluateOptions) -> None:
                 {
                     "arch": options.arch,
                     "parameters": report.parameters,
-                    "top1": accuracy,
+                    "top1": tested.top1,
+                    "top5": tested.top5,
                     "predict_seconds": round(sum(report.seconds.values()), 4),
                 },
             )
@@ -118,7 +120,7 @@ def export(variables: Any, path: pathlib.Path, public_names: bool) -> None:
     safetensors.numpy.save_file(tensors, path)
 
 
-def _model(arch: str, dataset: ImageDataset) -> Any:
+def _model(arch: str, dataset: ImageDataset | StreamedDataset) -> Any:
     """The model called `arch`, with as many classes as the dataset has where it is named."""
     if arch in NAMES:
         return target(arch, dataset.num_classes, dataset.image_size)
@@ -133,22 +135,17 @@ def _model(arch: str, dataset: ImageDataset) -> Any:
         ) from error
 
 
-def _top1(model: Any, variables: Any, dataset: ImageDataset, split: ImageSplit) -> float:
-    """Top-1 accuracy in percent, batch norm by the statistics of each batch."""
+def _logits(model: Any, variables: Any) -> Logits:
+    """The function from images to logits, batch norm by the statistics of the images."""
     if isinstance(variables, nnx.Module):
         definition, variables = nnx.split(variables)
 
-        def logits(variables: Any, x: jax.Array) -> jax.Array:
+        def output(variables: Any, x: jax.Array) -> Any:
             return apply_by_batch(None, nnx.merge(definition, variables), x)
     else:
 
-        def logits(variables: Any, x: jax.Array) -> jax.Array:
+        def output(variables: Any, x: jax.Array) -> Any:
             return apply_by_batch(model, variables, x)
 
-    @jax.jit
-    def hits(variables: Any, x: jax.Array, labels: jax.Array, new: jax.Array) -> jax.Array:
-        output = jax.tree.leaves(logits(variables, x))[0]
-        return ((output.argmax(-1) == labels) & new).sum()
-
-    total = sum(int(hits(variables, x, labels, new)) for x, labels, new in batches(dataset, split))
-    return 100.0 * total / len(split.images)
+    logits = jax.jit(lambda variables, x: jax.tree.leaves(output(variables, x))[0])
+    return lambda x: logits(variables, x)

@@ -14,7 +14,7 @@ class EvaluateOptions:
     ckpt: str = "ghn2-digits"
     """A bundled GHN, a .safetensors file, or the work directory of a training run."""
     dataset: str | None = None
-    """Images to test on [those the GHN was trained on]."""
+    """Images to test on: digits, cifar10, imagenet, tfds:NAME or folder:PATH [those the GHN was trained on]."""
     data_dir: pathlib.Path | None = None
     """TFDS directory with the prepared dataset; digits needs none."""
     split: str = "test"
@@ -33,5 +33,7 @@ class EvaluateOptions:
     """Draws a model's graph: FILE.svg."""
     results: pathlib.Path | None = None
     """JSON lines, one an architecture [runs/eval/CKPT-DATASET-SPLIT.jsonl]."""
+    num_workers: int = 0
+    """Processes that decode the images of a streamed set; 0 decodes in threads."""
     compilation_cache: pathlib.Path | None = None
     """Where compiled programs are kept between runs [~/.cache/ghn_jax/xla]."""

@@ -2,23 +2,27 @@
 
 import dataclasses
 import pathlib
+import re
 import sys
 import time
 from collections.abc import Callable
 
 import jax
 
-from datasets import images
+from datasets.loading import load
 from ghn_jax import compilation, pretrained, sampling
 from ghn_jax.errors import unknown_name
 from ghn_jax.evaluation import results
-from ghn_jax.evaluation.accuracy import predict_flat, summarize, top1
+from ghn_jax.evaluation.accuracy import network_accuracy, predict_flat, summarize
 from ghn_jax.evaluation.models import evaluate_model, is_model
 from ghn_jax.evaluation.options import EvaluateOptions
 from ghn_jax.executor.program import Lowered
 from ghn_jax.lowering import lower
 from ghn_jax.targets import NAMES
 from ghn_jax.templates import deepnets_templates
+
+_FEW_CLASSES = 10
+"""Up to as many, the top-5 accuracy says little."""
 
 
 def evaluate(options: EvaluateOptions) -> None:
@@ -39,19 +43,20 @@ def evaluate(options: EvaluateOptions) -> None:
     selected = _architectures(options)
     ghn = pretrained.load(options.ckpt)
     name = options.dataset or ghn.info.get("dataset", "digits")
-    dataset = images.load(name, str(options.data_dir) if options.data_dir else None)
+    dataset = load(name, options.data_dir)
     if dataset.num_classes != ghn.config.num_classes:
         raise ValueError(
             f"`ckpt` (={options.ckpt!r}) predicts {ghn.config.num_classes} classes and `dataset` (={name!r}) has "
             f"{dataset.num_classes}: choose a GHN trained for that many"
         )
-    held_out = dataset.val if options.split == "val" else dataset.test
+    split = "val" if options.split == "val" else "test"
+    num_images = len(dataset.val if split == "val" else dataset.test)
     path = options.results or _default_path(options, name)
     header = {
         "ckpt": options.ckpt,
         "weights": results.checksum(ghn.params),
         "dataset": name,
-        "images": len(held_out.images),
+        "images": num_images,
         "split": options.split,
         "seed": options.seed,
         "channels": options.channels,
@@ -61,36 +66,46 @@ def evaluate(options: EvaluateOptions) -> None:
     templates = deepnets_templates(ghn.config, dataset.image_size)
     print(
         f"{options.ckpt} {results.training(ghn.info)}: {len(selected)} architectures of {options.split} "
-        f"on {len(held_out.images)} {name} images"
+        f"on {num_images} {name} images"
     )
-    print(f"{'arch':>10}  {'parameters':>10}  {'top-1 %':>7}  {'predict s':>9}  {'test s':>6}", flush=True)
+    many = dataset.num_classes > _FEW_CLASSES
+    print(
+        f"{'arch':>10}  {'parameters':>10}  {'top-1 %':>7}  "
+        + ("top-5 %  " if many else "")
+        + f"{'predict s':>9}  {'test s':>6}",
+        flush=True,
+    )
     for key, make in selected:
         if key not in done:
             network = make(dataset.num_classes, dataset.image_size)
             start = time.monotonic()
             flat = jax.block_until_ready(predict_flat(ghn.config, ghn.params, network, templates))
             predicted = time.monotonic()
-            accuracy = top1(network, flat, dataset, held_out)
+            accuracy = network_accuracy(network, flat, dataset, split, num_workers=options.num_workers)
             done[key] = {
                 "arch": key,
                 "parameters": network.num_parameters,
-                "top1": accuracy,
+                "top1": accuracy.top1,
+                "top5": accuracy.top5,
+                "images": accuracy.num_images,
                 "predict_seconds": round(predicted - start, 4),
                 "test_seconds": round(time.monotonic() - predicted, 3),
             }
             results.append(path, done[key])
         row = done[key]
         print(
-            f"{key:>10}  {row['parameters']:>10,}  {row['top1']:>7.2f}  {row['predict_seconds']:>9.3f}  "
-            f"{row['test_seconds']:>6.1f}",
+            f"{key:>10}  {row['parameters']:>10,}  {row['top1']:>7.2f}  "
+            + (f"{row['top5']:>7.2f}  " if many else "")
+            + f"{row['predict_seconds']:>9.3f}  {row['test_seconds']:>6.1f}",
             flush=True,
         )
     keys = [key for key, _ in selected]
-    summary = summarize([done[key]["top1"] for key in keys], keys)
-    print(
-        f"top-1 {summary.mean:.1f} ± {summary.standard_error:.1f} % (mean ± standard error of {len(keys)}), "
-        f"max {summary.best:.1f} % at {summary.best_index} -> {path}"
-    )
+    for number in (1, 5) if many else (1,):
+        summary = summarize([done[key][f"top{number}"] for key in keys], keys)
+        print(
+            f"top-{number} {summary.mean:.1f} ± {summary.standard_error:.1f} % (mean ± standard error of {len(keys)}), "
+            f"max {summary.best:.1f} % at {summary.best_index} -> {path}"
+        )
 
 
 Maker = Callable[[int, int], Lowered]
@@ -133,5 +148,5 @@ def _sampled(options: EvaluateOptions, index: int) -> Maker:
 
 def _default_path(options: EvaluateOptions, dataset: str) -> pathlib.Path:
     part = f"-C{options.channels}" if options.channels else ""
-    stem = pathlib.Path(options.ckpt).resolve().stem
+    stem, dataset = pathlib.Path(options.ckpt).resolve().stem, re.sub(r"\W+", "_", dataset)
     return pathlib.Path("runs", "eval", f"{stem}-{dataset}-{options.split}{part}-seed{options.seed}.jsonl")

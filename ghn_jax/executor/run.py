@@ -112,6 +112,39 @@ def loss_and_gradient(
     return Outcome(loss, out, flat_gradient)
 
 
+def accumulate(
+    program: Program,
+    flat: Flat,
+    images: Images,
+    labels: Int[Array, " batch"],
+    micro_batch_size: int,
+    dropout_key: Array | None = None,
+    label_smoothing: float = 0.0,
+) -> Outcome:
+    """As `loss_and_gradient`, a few images at a time, so that memory does not grow with the batch.
+
+    The same loss and gradient for a network without batch norm; batch norm uses the statistics of each micro-batch.
+    Dropout draws anew for each.
+
+    Args:
+      micro_batch_size: images at a time, a divisor of the batch.
+    """
+    if micro_batch_size >= len(images):
+        return loss_and_gradient(program, flat, images, labels, dropout_key, label_smoothing)
+    losses, logits, total = [], [], None
+    for number, start in enumerate(range(0, len(images), micro_batch_size)):
+        key = None if dropout_key is None else jax.random.fold_in(dropout_key, number)
+        part = slice(start, start + micro_batch_size)
+        loss, out, gradient = loss_and_gradient(
+            program, flat, images[part], labels[part], key, label_smoothing
+        )
+        losses.append(loss)
+        logits.append(out)
+        total = gradient if total is None else _add(total, gradient)
+    assert total is not None
+    return Outcome(jnp.stack(losses).mean(), jnp.concatenate(logits), total / len(losses))
+
+
 def without_dropout(program: Program) -> Program:
     """The program with every dropout left out: what reads its output reads its input."""
     renamed: dict[int, int] = {}

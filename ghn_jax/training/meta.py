@@ -20,6 +20,7 @@ from jaxtyping import Array, Float, Int
 
 from ghn_jax.config import GHNConfig
 from ghn_jax.executor import run
+from ghn_jax.executor.program import Lowered
 from ghn_jax.models.ghn import GHN, init_params
 from ghn_jax.templates import Template
 from ghn_jax.training.prepare import PreparedBatch
@@ -58,6 +59,14 @@ class _Gradients(NamedTuple):
 
     decoder: Params
     nodes: Float[Array, "network node c"]
+
+
+class OutOfMemory(ValueError):
+    """A network does not fit the memory of its device; `place` says which one of the meta-batch."""
+
+    def __init__(self, message: str, place: int):
+        super().__init__(message)
+        self.place = place
 
 
 class GHNStep(NamedTuple):
@@ -146,6 +155,7 @@ def meta_step(
     labels: Sequence[Array],
     dropout_key: Array | None,
     label_smoothing: float = 0.0,
+    micro_batch_size: int | None = None,
 ) -> tuple[TrainState, Metrics]:
     """Predicts the parameters of all networks of a meta-batch, runs them, and updates the GHN.
 
@@ -154,6 +164,9 @@ def meta_step(
       batch: the networks, from `ghn_jax.training.prepare`.
       images, labels: the same batch of images, on each device.
       dropout_key: folded with the place of each network in the meta-batch; None runs without dropout.
+      micro_batch_size: images that a network runs on at a time; None for all.
+
+    Raises OutOfMemory.
     """
     graphs = batch.graphs
     nodes, gradients = ghn.embed(state.params, graphs, batch.max_nodes)
@@ -169,12 +182,26 @@ def meta_step(
             key = None if dropout_key is None else jax.random.fold_in(dropout_key, place)
             # as an array of this device alone: compiled blocks are looked up by sharding too
             own = jax.device_put(shard.data, shard.device)
-            outcomes.append(run.loss_and_gradient(network.program, own, x, y, key, label_smoothing))
+            size = micro_batch_size or len(x)
+            try:
+                outcomes.append(run.accumulate(network.program, own, x, y, size, key, label_smoothing))
+            except jax.errors.JaxRuntimeError as error:
+                raise _explained(error, network, place, len(x)) from error
         flat_gradient = _stack_shards(flat, [o.gradient for o in outcomes])
         gradients = ghn.pull_back(state.params, nodes, slot, plan, flat_gradient, gradients)
         losses.append([o.loss for o in outcomes])
         hits.append([_accuracy(o.logits, y) for o, y in zip(outcomes, labels, strict=True)])
     return ghn.update(state, graphs, batch.max_nodes, gradients, _by_device(losses), _by_device(hits))
+
+
+def _explained(error: Exception, network: Lowered, place: int, batch_size: int) -> Exception:
+    if "RESOURCE_EXHAUSTED" not in str(error):
+        return error
+    return OutOfMemory(
+        f"`batch_size` (={batch_size}): a network of {network.num_parameters:,} parameters and "
+        f"{len(network.program)} blocks does not fit the device's memory: lower it, or --micro_batch_size",
+        place,
+    )
 
 
 def _stack_shards(like: Array, shards: list[Array]) -> Array:

@@ -2,18 +2,21 @@
 
 import dataclasses
 import pathlib
+import re
 from typing import Any
 
-from datasets.images import DATASETS
+from datasets.loading import check_name
 from ghn_jax.config import PRESETS
 from ghn_jax.errors import unknown_name
 
 EXECUTORS = ("blocks",)
 
 _DEFAULTS = {
-    "cifar10": {"meta_batch_size": 8, "batch_size": 64, "epochs": 300},  # published
-    "digits": {"meta_batch_size": 4, "batch_size": 32, "epochs": 5},  # minutes on two cores
+    "cifar10": {"meta_batch_size": 8, "batch_size": 64, "epochs": 300, "label_smoothing": 0.0},  # published
+    "imagenet": {"meta_batch_size": 8, "batch_size": 256, "epochs": 150, "label_smoothing": 0.1},  # published
+    "digits": {"meta_batch_size": 4, "batch_size": 32, "epochs": 5, "label_smoothing": 0.0},  # for two cores
 }
+"""Settings by dataset; other sets have those of imagenet."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,29 +27,36 @@ class TrainOptions:
     """
 
     dataset: str = "digits"
-    """digits (1,797 scans that come with scikit-learn) or cifar10."""
+    """digits (1,797 scans that come with scikit-learn), cifar10, imagenet, tfds:NAME or folder:PATH."""
     data_dir: pathlib.Path | None = None
-    """TFDS directory with the prepared dataset; digits needs none."""
+    """TFDS directory with the prepared dataset; digits and folder:PATH need none."""
     preset: str = "ghn2"
     """ghn2, ghn1 or mlp."""
     meta_batch_size: int | None = None
-    """Architectures per step [cifar10: 8, digits: 4, ghn1: 1]."""
+    """Architectures per step [8, digits: 4, ghn1: 1]."""
     batch_size: int | None = None
-    """Images per step; every architecture of the step sees the same ones [cifar10: 64, digits: 32]."""
+    """Images per step; every architecture of the step sees the same ones [cifar10: 64, imagenet: 256, digits: 32]."""
+    micro_batch_size: int | None = None
+    """Images that a network runs on at a time, if not all; a divisor of the batch. Saves memory; batch norm uses the
+    statistics of these images."""
     epochs: int | None = None
-    """Passes over the images; at 2/3 and 5/6 the learning rate drops tenfold [cifar10: 300, digits: 5]."""
+    """Passes over the images; at 2/3 and 5/6 the learning rate drops tenfold [300, imagenet: 150, digits: 5]."""
     steps: int | None = None
     """Stop after this many steps, even if the epochs are not over."""
     learning_rate: float = 1e-3
     """Of Adam."""
     weight_decay: float = 1e-5
     """L2, added to the gradient."""
+    label_smoothing: float | None = None
+    """Share of each target spread over all classes [imagenet: 0.1, else 0]."""
     clip: float = 5.0
     """Largest global norm of the gradient."""
     seed: int = 0
     """Of weights, architectures and images."""
     workdir: pathlib.Path | None = None
     """Where checkpoints and metrics go [runs/PRESET-DATASET]."""
+    num_workers: int = 0
+    """Processes that decode the images of a streamed set; 0 decodes in threads."""
     executor: str = "blocks"
     """How networks are run: blocks compiles each kind of block once."""
     log_every: int = 10
@@ -57,6 +67,14 @@ class TrainOptions:
     """Architectures of the split val that judge each checkpoint, to keep the best; 0 keeps the latest alone."""
     max_skipped: int = 10
     """Give up after this many steps in a row with a loss or gradient that is not finite."""
+    change_options: bool = False
+    """Go on from a checkpoint although the run began with other options."""
+    coordinator: str | None = None
+    """To train with several processes: HOST:PORT of process 0, or auto on SLURM, Open MPI and TPU."""
+    num_processes: int | None = None
+    """How many processes there are; start each with the same command."""
+    process_id: int | None = None
+    """Which of them this one is, from 0."""
     compilation_cache: pathlib.Path | None = None
     """Where compiled programs are kept between runs [~/.cache/ghn_jax/xla]."""
 
@@ -65,20 +83,20 @@ class TrainOptions:
 
         Raises ValueError for an unknown name and for a number out of range.
         """
-        if self.dataset not in DATASETS:
-            raise unknown_name("dataset", self.dataset, DATASETS)
+        check_name(self.dataset)
         if self.preset not in PRESETS:
             raise unknown_name("preset", self.preset, PRESETS)
         if self.executor not in EXECUTORS:
             raise unknown_name("executor", self.executor, EXECUTORS)
-        defaults: dict[str, Any] = dict(_DEFAULTS[self.dataset])
+        defaults: dict[str, Any] = dict(_DEFAULTS.get(self.dataset, _DEFAULTS["imagenet"]))
         defaults |= {"meta_batch_size": 1} if self.preset == "ghn1" else {}
-        defaults |= {"workdir": pathlib.Path("runs") / f"{self.preset}-{self.dataset}"}
+        defaults |= {"workdir": pathlib.Path("runs") / re.sub(r"\W+", "_", f"{self.preset}-{self.dataset}")}
         missing = {name: value for name, value in defaults.items() if getattr(self, name) is None}
         options = dataclasses.replace(self, **missing)
         for name in (
             "meta_batch_size",
             "batch_size",
+            "micro_batch_size",
             "epochs",
             "steps",
             "log_every",
@@ -88,10 +106,14 @@ class TrainOptions:
             value = getattr(options, name)
             if value is not None and value < 1:
                 raise ValueError(f"`{name}` (={value}) must be at least 1")
+        if options.micro_batch_size and options.batch_size and options.batch_size % options.micro_batch_size:
+            raise ValueError(
+                f"`micro_batch_size` (={options.micro_batch_size}) must divide the batch size, {options.batch_size}"
+            )
         for name in ("learning_rate", "clip"):
             if not getattr(options, name) > 0:
                 raise ValueError(f"`{name}` (={getattr(options, name)}) must be positive")
-        for name in ("weight_decay", "val_archs", "seed"):
+        for name in ("weight_decay", "val_archs", "seed", "num_workers"):
             if getattr(options, name) < 0:
                 raise ValueError(f"`{name}` (={getattr(options, name)}) must not be negative")
         return options
@@ -103,8 +125,10 @@ class TrainOptions:
             "preset",
             "meta_batch_size",
             "batch_size",
+            "micro_batch_size",
             "epochs",
             "learning_rate",
             "weight_decay",
+            "label_smoothing",
         )
         return {name: getattr(self, name) for name in (*names, "clip", "seed", "executor")}

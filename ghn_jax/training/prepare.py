@@ -1,7 +1,7 @@
 """Prepares meta-batches on the host, ahead of the device."""
 
 import concurrent.futures
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from typing import NamedTuple, TypeVar
 
 import jax
@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 
 class PreparedBatch(NamedTuple):
-    """A meta-batch, spread over devices.
+    """A meta-batch, spread over devices; those of this process alone.
 
     Attributes:
       graphs: each device's graphs, padded alike; a leading device axis on every array.
@@ -36,9 +36,17 @@ class PreparedBatch(NamedTuple):
 
 
 def prepare(
-    networks: tuple[Lowered, ...], config: GHNConfig, templates: tuple[Template, ...], num_devices: int
+    networks: tuple[Lowered, ...],
+    config: GHNConfig,
+    templates: tuple[Template, ...],
+    num_devices: int,
+    own: Sequence[int] | None = None,
 ) -> PreparedBatch:
     """Spreads networks over devices, those of a slot of similar size, and pads and stacks their arrays.
+
+    Args:
+      num_devices: of all processes.
+      own: which of them are of this process; None for all. The others are only counted in to pad alike.
 
     Raises ValueError if they do not divide over the devices.
     """
@@ -51,23 +59,24 @@ def prepare(
     by_size = sorted(range(len(networks)), key=lambda i: (sizes[i].rows, networks[i].flat_size), reverse=True)
     places = [by_size[i : i + num_devices] for i in range(0, len(networks), num_devices)]
 
+    own = range(num_devices) if own is None else own
     plans = []
     for slot in places:
         size = PlanSize(*(max(values) for values in zip(*(sizes[i] for i in slot), strict=True)))
-        plans.append(_stack([make_plan(networks[i], config, templates, size) for i in slot]))
+        plans.append(_stack([make_plan(networks[slot[d]], config, templates, size) for d in own]))
 
     encoded = [[encode(networks[slot[d]].graph, config) for slot in places] for d in range(num_devices)]
     needed = [pad_size([int(g.n_node[0]) for g in gs], [int(g.n_edge[0]) for g in gs]) for gs in encoded]
     largest = max(needed, key=lambda size: size.nodes)
     size = largest._replace(edges=max(size.edges for size in needed))
-    batches = [batch(graphs, size) for graphs in encoded]
+    batches = [batch(encoded[d], size) for d in own]
     graphs = _stack([b.graphs for b in batches])
     return PreparedBatch(
         graphs,
         size.max_nodes,
         plans,
-        [[networks[i] for i in slot] for slot in places],
-        [list(s) for s in places],
+        [[networks[slot[d]] for d in own] for slot in places],
+        [[slot[d] for d in own] for slot in places],
     )
 
 

@@ -1,0 +1,119 @@
+"""The images of each training step: from a set that stays on the device, or from a stream that is decoded ahead.
+
+Both are functions of the seed and the step alone, so a resumed run sees the images it would have seen.
+"""
+
+import functools
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from jaxtyping import Array, Float, Int
+
+from datasets import images
+from datasets.images import ImageDataset
+from datasets.sources import StreamedDataset
+from datasets.stream import TrainStream
+
+Batch = tuple[Float[Array, "batch height width 3"], Int[Array, " batch"]]
+
+
+class Feed(Protocol):
+    """Gives normalised images and labels, the same ones to every process."""
+
+    @property
+    def damaged(self) -> int:
+        """Images so far that others had to stand in for."""
+        ...
+
+    def __call__(self, step: int) -> Batch:
+        """The batch of a step; steps follow each other."""
+        ...
+
+    def close(self) -> None:
+        """Ends worker processes."""
+
+
+def open_feed(
+    dataset: ImageDataset | StreamedDataset,
+    batch_size: int,
+    key: Array,
+    seed: int,
+    state: dict[str, Any],
+    num_workers: int,
+) -> Feed:
+    """The feed of a run.
+
+    Args:
+      key: draws the batches of a set on the device.
+      seed: the same for a stream.
+      state: JSON values, kept up to date by a stream; what was saved of them resumes it.
+      num_workers: processes that decode a stream; 0 decodes in threads of this one.
+
+    Raises ValueError for more workers than shared memory has room for.
+    """
+    if isinstance(dataset, StreamedDataset):
+        return _Streamed(dataset, batch_size, seed, state, num_workers)
+    return _Resident(dataset, batch_size, key)
+
+
+class _Resident:
+    damaged = 0
+
+    def __init__(self, dataset: ImageDataset, batch_size: int, key: Array):
+        self._key = key
+        self._images, self._labels = jnp.asarray(dataset.train.images), jnp.asarray(dataset.train.labels)
+        self._batch = jax.jit(
+            functools.partial(
+                images.train_batch,
+                batch_size=batch_size,
+                mean=dataset.mean,
+                std=dataset.std,
+                pad=dataset.pad,
+                flip=dataset.flip,
+            )
+        )
+
+    def __call__(self, step: int) -> Batch:
+        return self._batch(self._key, step, self._images, self._labels)
+
+    def close(self) -> None:
+        pass
+
+
+class _Streamed:
+    """Each process decodes its share of a batch."""
+
+    def __init__(
+        self, dataset: StreamedDataset, batch_size: int, seed: int, state: dict[str, Any], num_workers: int
+    ):
+        self._stream = TrainStream(
+            dataset, batch_size, seed, jax.process_index(), jax.process_count(), num_workers
+        )
+        if state:
+            self._stream.restore(state)
+        self._state = state
+        self._normalize = jax.jit(functools.partial(images.normalize, mean=dataset.mean, std=dataset.std))
+
+    @property
+    def damaged(self) -> int:
+        return self._stream.damaged
+
+    def __call__(self, step: int) -> Batch:
+        pixels, labels, _, _ = next(self._stream)
+        self._state.update(self._stream.state())
+        assert self._state["next_batch"] == step + 1, (self._state, step)
+        if jax.process_count() > 1:
+            pixels, labels = (_interleaved(part) for part in (pixels, labels))
+        return self._normalize(pixels), jnp.asarray(labels)
+
+    def close(self) -> None:
+        self._stream.close()
+
+
+def _interleaved(own: np.ndarray) -> np.ndarray:
+    """The whole batch, of which process p has the images p, p + P, p + 2 P, ..."""
+    shares = np.asarray(multihost_utils.process_allgather(own))
+    return shares.swapaxes(0, 1).reshape(-1, *own.shape[1:])

@@ -1,0 +1,138 @@
+"""A step does not depend on how the meta-batch is spread over devices and processes; and what happens when one dies."""
+
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+SCRIPT = pathlib.Path(__file__).with_name("one_meta_step.py")
+ROOT = SCRIPT.parent.parent
+
+
+def start(*arguments: str | int | pathlib.Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, *map(str, arguments)],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(*processes: subprocess.Popen[str]) -> None:
+    for process in processes:
+        _, errors = process.communicate(timeout=300)
+        assert process.returncode == 0, errors
+
+
+def free_port() -> int:
+    """A port that is free, and so is the next one."""
+    while True:
+        with socket.create_server(("127.0.0.1", 0)) as first:
+            port = first.getsockname()[1]
+            try:
+                socket.create_server(("127.0.0.1", port + 1)).close()
+            except OSError:
+                continue
+            return port
+
+
+@pytest.fixture(scope="module")
+def one_device(tmp_path_factory: pytest.TempPathFactory):
+    path = tmp_path_factory.mktemp("one") / "step.npz"
+    finish(start(SCRIPT, path, 1))
+    return np.load(path)
+
+
+def assert_same_step(path: pathlib.Path, expected, devices: int) -> None:
+    step = np.load(path)
+    assert step["devices"] == devices
+    assert step["loss"] == pytest.approx(expected["loss"], rel=1e-5)
+    difference = np.linalg.norm(step["gradient"] - expected["gradient"])
+    assert difference < 1e-5 * np.linalg.norm(expected["gradient"])
+
+
+@pytest.mark.parametrize("devices", [2, 4, 8])
+def test_devices_take_the_same_step_as_one(devices: int, one_device, tmp_path: pathlib.Path):
+    path = tmp_path / "step.npz"
+    finish(start(SCRIPT, path, devices))
+    assert_same_step(path, one_device, devices)
+
+
+def test_two_processes_take_the_same_step_as_one_device(one_device, tmp_path: pathlib.Path):
+    path, address = tmp_path / "step.npz", f"127.0.0.1:{free_port()}"
+    finish(*(start(SCRIPT, path, 2, address, 2, i) for i in (0, 1)))
+    assert_same_step(path, one_device, devices=4)
+
+
+TRAIN = (
+    "train.py",
+    "--meta_batch_size=2",
+    "--batch_size=8",
+    "--steps=50",
+    "--checkpoint_every=1",
+    "--val_archs=0",
+)
+
+
+def test_the_others_end_when_a_process_dies_and_one_goes_on(tmp_path: pathlib.Path):
+    address = f"--coordinator=127.0.0.1:{free_port()}"
+    common = (*TRAIN, f"--workdir={tmp_path}", "--log_every=1")
+    first, second = (start(*common, address, "--num_processes=2", f"--process_id={i}") for i in (0, 1))
+    while not (tmp_path / "checkpoints" / "latest" / "1").exists():
+        assert first.poll() is None and second.poll() is None
+        time.sleep(0.1)
+    second.send_signal(signal.SIGKILL)
+    _, errors = first.communicate(timeout=60)
+    second.communicate()
+    assert first.returncode == 2
+    assert "process 1 of 2 ended before the run was over" in errors
+    alone = start(*common, "--steps=2")
+    output, errors = alone.communicate(timeout=300)
+    assert alone.returncode == 0, errors
+    assert "resuming" in output and "1 device(s)" in output and "done: 2 steps" in output
+
+
+def test_a_coordinator_that_does_not_answer():
+    assert_refused("does not answer", f"127.0.0.1:{free_port()}", 2, 1)
+
+
+def test_a_process_that_does_not_come():
+    assert_refused("no word from process 1, 2", f"127.0.0.1:{free_port()}", 3, 0)
+
+
+def test_no_cluster_to_ask():
+    assert_refused("finds no SLURM", "auto")
+
+
+@pytest.mark.parametrize(
+    ("address", "num_processes", "process_id", "message"),
+    [
+        ("here", 2, 0, "`coordinator` (='here') is no HOST:PORT"),
+        ("here:80", 2, 2, "`process_id` (=2) must be in 0..num_processes-1"),
+        (None, 2, 0, "need `coordinator`"),
+    ],
+)
+def test_bad_arguments(address, num_processes, process_id, message):
+    from ghn_jax.training import processes
+
+    with pytest.raises(ValueError) as error, processes.joined(address, num_processes, process_id):
+        pass
+    assert message in str(error.value)
+
+
+def assert_refused(message: str, *who: str | int) -> None:
+    """`joined` gives up after a second."""
+    code = "import sys; from ghn_jax.training import processes\n"
+    code += "with processes.joined(sys.argv[1], *map(int, sys.argv[2:] or [0, 0]), wait=1.0): pass"
+    process = start("-c", code, *who)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "ValueError" in errors and message in errors
