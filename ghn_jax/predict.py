@@ -8,12 +8,14 @@ variables, report = ghn_jax.predict_parameters(model, jnp.zeros((1, 32, 32, 3)))
 logits = ghn_jax.apply_by_batch(model, variables, images)
 """
 
+import contextlib
 import dataclasses
 import functools
+import gc
 import pathlib
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -92,6 +94,30 @@ def predict_parameters(
     Raises ValueError: UnsupportedModel if the graph of the model cannot be found, or `strict` and some parameter
     cannot be predicted; and if the GHN is for another number of classes.
     """
+    with _no_garbage_collection():
+        return _predict(model, sample_input, ghn, seed, strict, predict_class_layers)
+
+
+@contextlib.contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """Tracing makes very many objects, which live to its end: to look for garbage meanwhile is slow, and in vain."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
+
+
+def _predict(
+    model: Any,
+    sample_input: Any,
+    ghn: TrainedGHN | str | pathlib.Path | None,
+    seed: int,
+    strict: bool,
+    predict_class_layers: bool,
+) -> Prediction:
     start = time.perf_counter()
     loaded = ghn if isinstance(ghn, TrainedGHN) else pretrained.load(ghn or pretrained.DEFAULT)
     traced = trace(model, sample_input, seed)
@@ -183,5 +209,5 @@ def _note_unassigned(extracted: Extracted, traced: Traced, strict: bool) -> None
             f"`strict` (=True), and {len(listed)} parameters cannot be predicted: {'; '.join(listed)}"
         )
     warnings.warn(
-        f"{len(listed)} parameters keep their own initialisation: {'; '.join(listed)}", stacklevel=3
+        f"{len(listed)} parameters keep their own initialisation: {'; '.join(listed)}", stacklevel=4
     )
