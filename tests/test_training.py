@@ -63,22 +63,6 @@ def test_a_killed_run_resumes_to_the_same_metrics(finished: pathlib.Path, tmp_pa
     assert metrics(tmp_path) == metrics(finished)
 
 
-def test_two_devices_take_the_same_step_as_one(tmp_path: pathlib.Path):
-    runs = []
-    for devices in (1, 2):
-        workdir = tmp_path / str(devices)
-        done = run(
-            "train.py", *SMALL, "--meta_batch_size=2", "--steps=2", f"--workdir={workdir}", devices=devices
-        )
-        assert done.returncode == 0, done.stderr
-        assert f"{devices} device(s)" in done.stdout
-        runs.append(metrics(workdir))
-    one, two = runs
-    assert two[0]["gradient_norm"] == pytest.approx(one[0]["gradient_norm"], rel=1e-5)
-    # the loss of the second step depends on the update of the first
-    assert [m["loss"] for m in two] == pytest.approx([m["loss"] for m in one], rel=1e-5)
-
-
 def test_a_meta_batch_that_does_not_divide_is_an_error(tmp_path: pathlib.Path):
     done = run("train.py", "--meta_batch_size=3", f"--workdir={tmp_path / 'run'}", devices=2)
     assert_one_line_error(done, "choose a multiple of 2")
@@ -122,6 +106,7 @@ BAD_TRAINING = {
     "dataset": (["--dataset=cifar01"], "did you mean 'cifar10'"),
     "preset": (["--preset=ghn3"], "did you mean 'ghn"),
     "executor": (["--executor=block"], "did you mean 'blocks'"),
+    "micro_batch_size": (["--executor=fused", "--micro_batch_size=8"], "is for the executor blocks"),
     "data_dir": (["--dataset=cifar10", "--data_dir=/no/such"], "datasets.images prepare cifar10"),
     "no data_dir": (["--dataset=cifar10"], "datasets.images prepare cifar10"),
     "batch_size": (["--batch_size=100000"], "exceeds"),

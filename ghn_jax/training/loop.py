@@ -14,10 +14,9 @@ from datasets.loading import load
 from datasets.sources import StreamedDataset
 from ghn_jax import compilation, config, sampling
 from ghn_jax.evaluation.accuracy import network_accuracy, predict_flat
-from ghn_jax.executor.warm_up import WarmUp
 from ghn_jax.lowering import lower
 from ghn_jax.templates import deepnets_templates
-from ghn_jax.training import feed, meta, prepare, processes
+from ghn_jax.training import executors, feed, meta, prepare, processes
 from ghn_jax.training.checkpoint import RunCheckpoints
 from ghn_jax.training.options import TrainOptions
 from ghn_jax.training.progress import Clock, MetricsFile
@@ -46,12 +45,12 @@ def _train(options: TrainOptions) -> None:
     compilation.use_persistent_cache(options.compilation_cache)
     counter = compilation.CompilationCounter()
     counter.register()
-    devices, all_devices = jax.local_devices(), jax.devices()
+    num_devices = jax.device_count()
     leads = jax.process_index() == 0
-    if options.meta_batch_size % len(all_devices):
+    if options.meta_batch_size % num_devices:
         raise ValueError(
-            f"`meta_batch_size` (={options.meta_batch_size}) does not divide over {len(all_devices)} devices: "
-            f"choose a multiple of {len(all_devices)}"
+            f"`meta_batch_size` (={options.meta_batch_size}) does not divide over {num_devices} devices: "
+            f"choose a multiple of {num_devices}"
         )
 
     def say(text: str) -> None:
@@ -72,7 +71,10 @@ def _train(options: TrainOptions) -> None:
     optimizer = meta.make_optimizer(
         meta.step_schedule(options.learning_rate, horizon), options.weight_decay, options.clip
     )
-    ghn_step = meta.make_ghn_step(ghn_config, templates, optimizer, all_devices)
+    size = (options.micro_batch_size or options.batch_size, dataset.image_size, dataset.image_size, 3)
+    ghn_step = meta.make_ghn_step(ghn_config, templates, optimizer, jax.devices())
+    setting = executors.Setting(ghn_config, templates, ghn_step, size, options.label_smoothing or 0.0)
+    executor = executors.make_executor(options.executor, setting, options.batch_size)
     init_key, image_key, dropout_key = jax.random.split(jax.random.key(options.seed), 3)
     state = meta.init_state(ghn_config, optimizer, init_key)
 
@@ -89,7 +91,7 @@ def _train(options: TrainOptions) -> None:
         dataset, options.batch_size, image_key, options.seed, progress["images"], options.num_workers
     )
     metrics = MetricsFile(options.workdir / "metrics.jsonl" if leads else None, first_step)
-    state = jax_utils.replicate(state, devices)
+    state = jax_utils.replicate(state, jax.local_devices())
 
     def save() -> None:
         single = jax.device_get(jax_utils.unreplicate(state))
@@ -106,47 +108,29 @@ def _train(options: TrainOptions) -> None:
         checkpoints.save(single, meta_data | {"progress": progress})
 
     # -- the loop --------------------------------------------------------------------------------------------
-    own = [i for i, device in enumerate(all_devices) if device.process_index == jax.process_index()]
-    warm_up = WarmUp(
-        (options.micro_batch_size or options.batch_size, dataset.image_size, dataset.image_size, 3), devices
-    )
-
     def draw(step: int) -> sampling.MetaBatch:
         assert options.meta_batch_size
         return sampling.meta_batch(
             options.seed, step, options.meta_batch_size, dataset.num_classes, dataset.image_size
         )
 
-    def make_batch(step: int) -> prepare.PreparedBatch:
-        drawn = draw(step)
-        warm_up(network.program for network in drawn.networks)
-        return prepare.prepare(drawn.networks, ghn_config, templates, len(all_devices), own)
-
     say(
         f"{options.preset} on {options.dataset}: steps {first_step} to {last_step}, {options.meta_batch_size} "
-        f"architectures x {options.batch_size} images a step, {len(all_devices)} device(s) -> {options.workdir}"
+        f"architectures x {options.batch_size} images a step, {num_devices} device(s) -> {options.workdir}"
     )
     clock = Clock(first_step, last_step)
     with (
         contextlib.closing(metrics),
         contextlib.closing(next_images),
-        contextlib.closing(prepare.prefetch(make_batch, first_step, last_step)) as batches,
+        contextlib.closing(
+            prepare.prefetch(lambda step: executor.prepare(draw(step)), first_step, last_step)
+        ) as batches,
     ):
         for step, batch in enumerate(batches, start=first_step):
             x, y = next_images(step)
-            xs, ys = ([jax.device_put(array, d) for d in devices] for array in (x, y))
             try:
                 key = jax.random.fold_in(dropout_key, step)
-                state, measured = meta.meta_step(
-                    ghn_step,
-                    state,
-                    batch,
-                    xs,
-                    ys,
-                    key,
-                    options.label_smoothing or 0.0,
-                    options.micro_batch_size,
-                )
+                state, measured = executor.step(state, batch, x, y, key)
             except meta.OutOfMemory as error:
                 index = draw(step).indices[error.place]
                 raise ValueError(

@@ -8,8 +8,7 @@ from typing import Any
 from datasets.loading import check_name
 from ghn_jax.config import PRESETS
 from ghn_jax.errors import unknown_name
-
-EXECUTORS = ("blocks",)
+from ghn_jax.training.executors import EXECUTORS
 
 _DEFAULTS = {
     "cifar10": {"meta_batch_size": 8, "batch_size": 64, "epochs": 300, "label_smoothing": 0.0},  # published
@@ -57,8 +56,8 @@ class TrainOptions:
     """Where checkpoints and metrics go [runs/PRESET-DATASET]."""
     num_workers: int = 0
     """Processes that decode the images of a streamed set; 0 decodes in threads."""
-    executor: str = "blocks"
-    """How networks are run: blocks compiles each kind of block once."""
+    executor: str = "auto"
+    """How networks are run: blocks, each kind of block compiled once; fused, one program per family; auto is blocks."""
     log_every: int = 10
     """Steps between two progress lines; metrics.jsonl has every step."""
     checkpoint_every: int = 100

@@ -1,0 +1,121 @@
+"""The two ways to run the networks of a meta-batch, behind one interface.
+
+`blocks` compiles each kind of block once and starts the blocks of a network from Python (`ghn_jax.training.meta`);
+`fused` compiles one program per family of networks, which devices run on their own (`ghn_jax.training.fused`).
+`docs/training.md` says which one is chosen where, and why.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
+
+import jax
+from flax import jax_utils
+from jaxtyping import Array
+
+from ghn_jax.config import GHNConfig
+from ghn_jax.errors import unknown_name
+from ghn_jax.executor.instruction_set import instruction_set
+from ghn_jax.executor.warm_up import WarmUp
+from ghn_jax.sampling import MetaBatch
+from ghn_jax.templates import Template
+from ghn_jax.training import fused, meta, prepare
+from ghn_jax.training.meta import GHNStep, Metrics, TrainState
+
+EXECUTORS = ("auto", "blocks", "fused")
+
+
+class Setting(NamedTuple):
+    """What both executors need to know of a run.
+
+    Attributes:
+      ghn: the pmapped functions of the GHN, over the devices of all processes.
+      images: shape of the images that a network runs on at a time.
+    """
+
+    config: GHNConfig
+    templates: tuple[Template, ...]
+    ghn: GHNStep
+    images: tuple[int, int, int, int]
+    label_smoothing: float
+
+
+class Executor(Protocol):
+    """Takes meta-training steps."""
+
+    def prepare(self, drawn: MetaBatch) -> Any:
+        """A meta-batch as this process' devices take it; called in the background. Raises ValueError."""
+        ...
+
+    def step(
+        self, state: TrainState, batch: Any, images: Array, labels: Array, dropout_key: Array
+    ) -> tuple[TrainState, Metrics]:
+        """One step, on a replicated state."""
+        ...
+
+
+def make_executor(name: str, setting: Setting, batch_size: int) -> Executor:
+    """The executor called `name`; "auto" is blocks.
+
+    Raises ValueError for an unknown name, and for micro-batches with fused.
+    """
+    if name not in EXECUTORS:
+        raise unknown_name("executor", name, EXECUTORS)
+    if name == "fused":
+        if setting.images[0] != batch_size:
+            raise ValueError(
+                f"`micro_batch_size` (={setting.images[0]}) is for the executor blocks: leave it out, or use that"
+            )
+        return _Fused(setting)
+    return _Blocks(setting)
+
+
+class _Blocks:
+    def __init__(self, setting: Setting):
+        self._setting = setting
+        self._warm_up = WarmUp(setting.images, jax.local_devices())
+
+    def prepare(self, drawn: MetaBatch) -> prepare.PreparedBatch:
+        self._warm_up(network.program for network in drawn.networks)
+        config, templates = self._setting.config, self._setting.templates
+        return prepare.prepare(drawn.networks, config, templates, jax.device_count(), own_devices())
+
+    def step(self, state, batch, images, labels, dropout_key):
+        xs, ys = ([jax.device_put(array, d) for d in jax.local_devices()] for array in (images, labels))
+        smoothing, micro_batch = self._setting.label_smoothing, self._setting.images[0]
+        return meta.meta_step(self._setting.ghn, state, batch, xs, ys, dropout_key, smoothing, micro_batch)
+
+
+class _Fused:
+    def __init__(self, setting: Setting):
+        self._setting = setting
+        devices = jax.devices()
+        self._fused = fused.make_fused_step(self._instructions, devices, setting.label_smoothing)
+        self._memory_size = fused.memory_size(setting.images)
+        self._memory = fused.make_memory(self._memory_size, devices)
+
+    def _instructions(self, family: int, flat_size: int):
+        return instruction_set(family, self._setting.images, self._setting.config.num_classes, flat_size)
+
+    def prepare(self, drawn: MetaBatch) -> fused.FusedBatch:
+        return fused.prepare(
+            drawn.architectures,
+            drawn.networks,
+            self._setting.config,
+            self._setting.templates,
+            self._instructions,
+            self._memory_size,
+            jax.device_count(),
+            own_devices(),
+        )
+
+    def step(self, state, batch, images, labels, dropout_key):
+        xs, ys = jax_utils.replicate((images, labels), jax.local_devices())
+        state, metrics, self._memory = fused.meta_step(
+            self._setting.ghn, self._fused, state, batch, xs, ys, dropout_key, self._memory
+        )
+        return state, metrics
+
+
+def own_devices() -> Sequence[int]:
+    """Which of all devices are of this process."""
+    return [i for i, device in enumerate(jax.devices()) if device.process_index == jax.process_index()]
