@@ -52,7 +52,14 @@ def load_weights(program: Program, flat: Flat) -> list[Array]:
     """Cuts the flat vector into the weights of each instruction, to be used on several batches.
 
     Pieces are as long as the next of a few sizes, so that few different cuts are compiled; blocks ignore the rest.
+
+    Raises ValueError if the vector is too short.
     """
+    needed = max(i.offset + blocks.piece_size(i.block) for i in program)
+    if flat.size < needed:
+        raise ValueError(
+            f"`flat` has {flat.size} places and the program needs {needed}: see Lowered.flat_size"
+        )
     return [_cut(flat, i.offset, blocks.piece_size(i.block)) for i in program]
 
 

@@ -26,11 +26,11 @@ from ghn_jax.executor import fused
 from ghn_jax.executor.instruction_set import FLAT_SIZES, InstructionSet, family_of
 from ghn_jax.executor.program import Lowered
 from ghn_jax.executor.table import MAX_PLACES, Assembled, assemble, empty_table
-from ghn_jax.graphs import batch, pad_size
 from ghn_jax.layouts import ROW
 from ghn_jax.models.ghn import encode
 from ghn_jax.templates import Plan, PlanSize, Template, make_plan, plan_size
 from ghn_jax.training.meta import AXIS, GHNStep, Metrics, TrainState
+from ghn_jax.training.prepare import stack, stack_graphs
 
 _LARGEST_MAP = 56  # of a cell, for images of 224 pixels
 _PLACES_PER_PIXEL = 8192
@@ -212,10 +212,10 @@ def prepare(
             places[: len(chosen), len(slots)] = chosen
             here = np.take(places[:, len(slots)], own)
             slots.append(
-                Slot(family, _stack([plans[d] for d in own]), np.stack([tables[d] for d in own]), here)
+                Slot(family, stack([plans[d] for d in own]), np.stack([tables[d] for d in own]), here)
             )
     shares = _chunks([encode(network.graph, config) for network in networks], len(networks) // num_devices)
-    graphs, max_nodes = _pad(shares, own)
+    graphs, max_nodes = stack_graphs(shares, own)
     return FusedBatch(graphs, max_nodes, slots, places[np.array(own)])
 
 
@@ -243,14 +243,3 @@ def _empty_plan(size: PlanSize, templates: tuple[Template, ...]) -> Plan:
     places, rows, forms = (np.zeros(n, np.int32) for n in (size.places, size.rows, len(templates)))
     scales = np.zeros(size.places, np.float32)
     return Plan(places, scales, np.append(forms, np.int32(0)), forms, rows, np.array(0, np.int32))
-
-
-def _pad(shares: list[list[jraph.GraphsTuple]], own: Sequence[int]) -> tuple[jraph.GraphsTuple, int]:
-    """The graphs of each device, padded alike and stacked, and nodes per graph."""
-    needed = [pad_size([int(g.n_node[0]) for g in gs], [int(g.n_edge[0]) for g in gs]) for gs in shares]
-    size = max(needed, key=lambda size: size.nodes)._replace(edges=max(size.edges for size in needed))
-    return _stack([batch(shares[d], size).graphs for d in own]), size.max_nodes
-
-
-def _stack(trees):
-    return jax.tree.map(lambda *leaves: np.stack(leaves), *trees)

@@ -109,9 +109,14 @@ def _train(options: TrainOptions) -> None:
 
     # -- the loop --------------------------------------------------------------------------------------------
     def draw(step: int) -> sampling.MetaBatch:
-        assert options.meta_batch_size
+        assert options.meta_batch_size and options.max_channels
         return sampling.meta_batch(
-            options.seed, step, options.meta_batch_size, dataset.num_classes, dataset.image_size
+            options.seed,
+            step,
+            options.meta_batch_size,
+            dataset.num_classes,
+            dataset.image_size,
+            options.max_channels,
         )
 
     say(

@@ -63,24 +63,30 @@ def prepare(
     plans = []
     for slot in places:
         size = PlanSize(*(max(values) for values in zip(*(sizes[i] for i in slot), strict=True)))
-        plans.append(_stack([make_plan(networks[slot[d]], config, templates, size) for d in own]))
+        plans.append(stack([make_plan(networks[slot[d]], config, templates, size) for d in own]))
 
     encoded = [[encode(networks[slot[d]].graph, config) for slot in places] for d in range(num_devices)]
-    needed = [pad_size([int(g.n_node[0]) for g in gs], [int(g.n_edge[0]) for g in gs]) for gs in encoded]
-    largest = max(needed, key=lambda size: size.nodes)
-    size = largest._replace(edges=max(size.edges for size in needed))
-    batches = [batch(encoded[d], size) for d in own]
-    graphs = _stack([b.graphs for b in batches])
+    graphs, max_nodes = stack_graphs(encoded, own)
     return PreparedBatch(
         graphs,
-        size.max_nodes,
+        max_nodes,
         plans,
         [[networks[slot[d]] for d in own] for slot in places],
         [[slot[d] for d in own] for slot in places],
     )
 
 
-def _stack(trees):
+def stack_graphs(
+    shares: Sequence[Sequence[jraph.GraphsTuple]], own: Sequence[int]
+) -> tuple[jraph.GraphsTuple, int]:
+    """The graphs of each of our own devices, padded as those of all devices need, and nodes per graph."""
+    needed = [pad_size([int(g.n_node[0]) for g in gs], [int(g.n_edge[0]) for g in gs]) for gs in shares]
+    size = max(needed, key=lambda size: size.nodes)._replace(edges=max(size.edges for size in needed))
+    return stack([batch(shares[d], size).graphs for d in own]), size.max_nodes
+
+
+def stack(trees):
+    """Trees of the same structure as one, with a leading axis."""
     return jax.tree.map(lambda *leaves: np.stack(leaves), *trees)
 
 
