@@ -193,11 +193,13 @@ def _info(
 def _validate(
     ghn_config: config.GHNConfig, params: Any, dataset: ImageDataset | StreamedDataset, options: TrainOptions
 ) -> float:
-    """Mean top-1 of the first architectures of the split val on the first validation images."""
+    """Mean top-1 of the first val architectures, no wider than those of training, on the first held-out images."""
+    assert options.max_channels
     templates = deepnets_templates(ghn_config, dataset.image_size)
     accuracies = []
     for index in range(options.val_archs):
         arch = sampling.sample("val", index, image_size=dataset.image_size)
+        arch = dataclasses.replace(arch, C=min(arch.C, options.max_channels))
         network = lower(arch, dataset.num_classes, dataset.image_size)
         flat = predict_flat(ghn_config, params, network, templates)
         tested = network_accuracy(network, flat, dataset, "val", _VAL_BATCHES, options.num_workers)
