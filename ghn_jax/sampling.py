@@ -109,16 +109,9 @@ class MetaBatch(NamedTuple):
 
 
 def meta_batch(
-    seed: int,
-    step: int,
-    size: int,
-    num_classes: int = 10,
-    image_size: int = CIFAR_SIZE,
-    max_channels: int = CHANNELS[-1],
+    seed: int, step: int, size: int, num_classes: int = 10, image_size: int = CIFAR_SIZE
 ) -> MetaBatch:
     """The training architectures of a step: a pure function of (seed, step), within MAX_NODES.
-
-    Wider ones than `max_channels` are narrowed to it, which spares a small training run most of its compilations.
 
     Raises ValueError if `size` is so large that the graphs can hardly fit.
     """
@@ -129,8 +122,7 @@ def meta_batch(
         for index in indices:
             draws = np.random.default_rng((seed, _STREAM["train"], index))
             arch, capacity = _sample(draws, SPLITS["train"], image_size)
-            arch = draw_width(rng, arch, capacity)
-            architectures.append(dataclasses.replace(arch, C=min(arch.C, max_channels)))
+            architectures.append(draw_width(rng, arch, capacity))
             networks.append(lower(architectures[-1], num_classes, image_size))
             nodes += networks[-1].graph.num_nodes
             if nodes > MAX_NODES * max(1, size / 8):

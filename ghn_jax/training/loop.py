@@ -109,14 +109,9 @@ def _train(options: TrainOptions) -> None:
 
     # -- the loop --------------------------------------------------------------------------------------------
     def draw(step: int) -> sampling.MetaBatch:
-        assert options.meta_batch_size and options.max_channels
+        assert options.meta_batch_size
         return sampling.meta_batch(
-            options.seed,
-            step,
-            options.meta_batch_size,
-            dataset.num_classes,
-            dataset.image_size,
-            options.max_channels,
+            options.seed, step, options.meta_batch_size, dataset.num_classes, dataset.image_size
         )
 
     say(
@@ -193,13 +188,11 @@ def _info(
 def _validate(
     ghn_config: config.GHNConfig, params: Any, dataset: ImageDataset | StreamedDataset, options: TrainOptions
 ) -> float:
-    """Mean top-1 of the first val architectures, no wider than those of training, on the first held-out images."""
-    assert options.max_channels
+    """Mean top-1 of the first architectures of the split val on the first held-out images."""
     templates = deepnets_templates(ghn_config, dataset.image_size)
     accuracies = []
     for index in range(options.val_archs):
         arch = sampling.sample("val", index, image_size=dataset.image_size)
-        arch = dataclasses.replace(arch, C=min(arch.C, options.max_channels))
         network = lower(arch, dataset.num_classes, dataset.image_size)
         flat = predict_flat(ghn_config, params, network, templates)
         tested = network_accuracy(network, flat, dataset, "val", _VAL_BATCHES, options.num_workers)

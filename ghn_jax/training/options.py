@@ -8,18 +8,12 @@ from typing import Any
 from datasets.loading import check_name
 from ghn_jax.config import PRESETS
 from ghn_jax.errors import unknown_name
-from ghn_jax.sampling import CHANNELS
 from ghn_jax.training.executors import EXECUTORS
 
 _DEFAULTS = {
     "cifar10": {"meta_batch_size": 8, "batch_size": 64, "epochs": 300},  # published
     "imagenet": {"meta_batch_size": 8, "batch_size": 256, "epochs": 150, "label_smoothing": 0.1},  # published
-    "digits": {
-        "meta_batch_size": 4,
-        "batch_size": 32,
-        "epochs": 5,
-        "max_channels": 32,
-    },  # minutes on two cores
+    "digits": {"meta_batch_size": 4, "batch_size": 32, "epochs": 5},  # minutes on two cores
 }
 """Settings by dataset; other sets have those of imagenet."""
 
@@ -41,8 +35,6 @@ class TrainOptions:
     """Architectures per step [8, digits: 4, ghn1: 1]."""
     batch_size: int | None = None
     """Images per step; every architecture of the step sees the same ones [cifar10: 64, imagenet: 256, digits: 32]."""
-    max_channels: int | None = None
-    """Widest first cell of the networks; fewer widths, fewer compilations [128, digits: 32]."""
     micro_batch_size: int | None = None
     """Images that a network runs on at a time, if not all; a divisor of the batch. Saves memory; batch norm uses the
     statistics of these images."""
@@ -95,7 +87,7 @@ class TrainOptions:
             raise unknown_name("preset", self.preset, PRESETS)
         if self.executor not in EXECUTORS:
             raise unknown_name("executor", self.executor, EXECUTORS)
-        defaults: dict[str, Any] = {"label_smoothing": 0.0, "max_channels": CHANNELS[-1]}
+        defaults: dict[str, Any] = {"label_smoothing": 0.0}
         defaults |= dict(_DEFAULTS.get(self.dataset, _DEFAULTS["imagenet"]))
         defaults |= {"meta_batch_size": 1} if self.preset == "ghn1" else {}
         defaults |= {
@@ -120,10 +112,6 @@ class TrainOptions:
             raise ValueError(
                 f"`micro_batch_size` (={options.micro_batch_size}) must divide the batch size, {options.batch_size}"
             )
-        if options.max_channels not in CHANNELS:
-            raise ValueError(
-                f"`max_channels` (={options.max_channels}) must be one of {', '.join(map(str, CHANNELS))}"
-            )
         for name in ("learning_rate", "clip"):
             if not getattr(options, name) > 0:
                 raise ValueError(f"`{name}` (={getattr(options, name)}) must be positive")
@@ -140,7 +128,6 @@ class TrainOptions:
             "meta_batch_size",
             "batch_size",
             "micro_batch_size",
-            "max_channels",
             "epochs",
             "learning_rate",
             "weight_decay",
