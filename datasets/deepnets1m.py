@@ -23,6 +23,7 @@ import tyro
 from jaxtyping import Int64
 
 from datasets import official
+from ghn_jax import commands
 from ghn_jax.architectures import Architecture
 from ghn_jax.errors import unknown_name
 from ghn_jax.graphs import PRIMITIVES
@@ -358,12 +359,9 @@ def _progress_line(interval: float = 1.0) -> Progress:
 
 
 def main() -> None:
-    """Runs the command line; a user's error is one line on stderr and exit status 2."""
-    try:
+    """Runs the command line."""
+    with commands.errors_as_lines():
         tyro.cli(write, prog="python -m datasets.deepnets1m", use_underscores=True)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,8 @@ import tyro
 from array_record.python.array_record_module import ArrayRecordWriter
 from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
-from datasets.sources import allow_open_files
+from datasets.tfds_layout import allow_open_files, dataset_info
+from ghn_jax import commands
 
 VERSION = "5.1.0"
 ARCHIVES = {"train": "ILSVRC2012_img_train.tar", "validation": "ILSVRC2012_img_val.tar"}
@@ -81,7 +82,15 @@ def prepare_imagenet(data_dir: Path, archives: Path, progress: Progress = lambda
             lengths, size = _pack(partial, split, images[split], features, progress)
             splits.append({"name": split, "shardLengths": [str(n) for n in lengths], "numBytes": str(size)})
         features.save_config(str(partial))
-        (partial / "dataset_info.json").write_text(json.dumps(_dataset_info(splits), indent=2))
+        info = dataset_info(
+            "imagenet2012",
+            VERSION,
+            "ILSVRC 2012: photographs in 1,000 classes.",
+            "https://image-net.org/",
+            "tensorflow_datasets.datasets.imagenet2012.imagenet2012_dataset_builder",
+            splits,
+        )
+        (partial / "dataset_info.json").write_text(json.dumps(info, indent=2))
         partial.rename(directory)
     return directory
 
@@ -154,22 +163,6 @@ def _pack(
     return lengths, size
 
 
-def _dataset_info(splits: list[dict[str, Any]]) -> dict[str, Any]:
-    """The proto DatasetInfo of TFDS, as JSON."""
-    return {
-        "name": "imagenet2012",
-        "version": VERSION,
-        "description": "ILSVRC 2012: photographs in 1,000 classes.",
-        "location": {"urls": ["https://image-net.org/"]},
-        "moduleName": "tensorflow_datasets.datasets.imagenet2012.imagenet2012_dataset_builder",
-        "supervisedKeys": {"tuple": {"items": [{"featureKey": "image"}, {"featureKey": "label"}]}},
-        "fileFormat": "array_record",
-        "splits": [
-            split | {"filepathTemplate": "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"} for split in splits
-        ],
-    }
-
-
 def prepare(archives: Path, data_dir: Path) -> None:
     """Packs ImageNet's official archives as TFDS imagenet2012, without TensorFlow.
 
@@ -187,12 +180,9 @@ def prepare(archives: Path, data_dir: Path) -> None:
 
 
 def main() -> None:
-    """Runs the command line; a user's error is one line on stderr and exit status 2."""
-    try:
+    """Runs the command line."""
+    with commands.errors_as_lines():
         tyro.cli(prepare, prog="python -m datasets.imagenet", use_underscores=True)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
 
 
 if __name__ == "__main__":

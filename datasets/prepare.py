@@ -20,6 +20,8 @@ import tyro
 from jaxtyping import UInt8
 
 from datasets.images import CIFAR10_VERSION, ImageSplit
+from datasets.tfds_layout import dataset_info
+from ghn_jax import commands
 
 URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
 SHA256 = "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"
@@ -145,7 +147,18 @@ def _write(directory: Path, splits: dict[str, ImageSplit]) -> None:
             num_bytes[name] += len(record)
         writer.close()
     features.save_config(str(directory))
-    (directory / "dataset_info.json").write_text(json.dumps(_dataset_info(splits, num_bytes), indent=2))
+    info = dataset_info(
+        "cifar10",
+        CIFAR10_VERSION,
+        "CIFAR-10: 32x32 colour images in 10 classes.",
+        "https://www.cs.toronto.edu/~kriz/cifar.html",
+        "tensorflow_datasets.image_classification.cifar",
+        [
+            {"name": name, "shardLengths": [str(len(split.labels))], "numBytes": str(num_bytes[name])}
+            for name, split in splits.items()
+        ],
+    )
+    (directory / "dataset_info.json").write_text(json.dumps(info, indent=2))
 
 
 def _png(image: UInt8[np.ndarray, "height width 3"]) -> bytes:
@@ -154,28 +167,6 @@ def _png(image: UInt8[np.ndarray, "height width 3"]) -> bytes:
     file = io.BytesIO()
     Image.fromarray(image).save(file, "PNG")
     return file.getvalue()
-
-
-def _dataset_info(splits: dict[str, ImageSplit], num_bytes: dict[str, int]) -> dict[str, Any]:
-    """The proto DatasetInfo of TFDS, as JSON."""
-    return {
-        "name": "cifar10",
-        "version": CIFAR10_VERSION,
-        "description": "CIFAR-10: 32x32 colour images in 10 classes.",
-        "location": {"urls": ["https://www.cs.toronto.edu/~kriz/cifar.html"]},
-        "moduleName": "tensorflow_datasets.image_classification.cifar",
-        "supervisedKeys": {"tuple": {"items": [{"featureKey": "image"}, {"featureKey": "label"}]}},
-        "fileFormat": "array_record",
-        "splits": [
-            {
-                "name": name,
-                "shardLengths": [str(len(split.labels))],
-                "numBytes": str(num_bytes[name]),
-                "filepathTemplate": "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}",
-            }
-            for name, split in splits.items()
-        ],
-    }
 
 
 def prepare(name: Literal["cifar10"], /, data_dir: Path, archive: Path | None = None) -> None:
@@ -195,11 +186,8 @@ def prepare(name: Literal["cifar10"], /, data_dir: Path, archive: Path | None = 
 
 
 def main() -> None:
-    """Runs the command line; a user's error is one line on stderr and exit status 2."""
-    try:
+    """Runs the command line."""
+    with commands.errors_as_lines():
         tyro.extras.subcommand_cli_from_dict(
             {"prepare": prepare}, prog="python -m datasets.images", use_underscores=True
         )
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)

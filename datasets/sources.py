@@ -12,7 +12,6 @@ TensorFlow is not needed. See docs/imagenet.md for how to get ImageNet.
 import importlib.util
 import os
 import re
-import resource
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,8 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 from jaxtyping import Int
+
+from datasets.tfds_layout import allow_open_files
 
 STREAMED = ("imagenet", "tfds:NAME", "folder:PATH")
 """Forms of the names that `open_dataset` accepts."""
@@ -316,22 +317,6 @@ def _image_and_label(directory: Path, info: Any, tfds: Any) -> tuple[str, str]:
     if image is None or label is None:
         raise ValueError(f"{directory} is no image classification set: its features are {', '.join(kinds)}")
     return image, label
-
-
-def allow_open_files(num_files: int) -> None:
-    """Makes room for as many open files, for this process and its workers: readers keep all files of a split open.
-
-    Raises:
-      ValueError: the system does not allow it.
-    """
-    needed = num_files + 512
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != resource.RLIM_INFINITY and soft < needed:
-        if hard != resource.RLIM_INFINITY and hard < needed:
-            raise ValueError(
-                f"`data_dir` has {num_files} files, open at once: raise `ulimit -n` (={hard}) to {needed}"
-            )
-        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
 # -- folders -------------------------------------------------------------------------------------------------

@@ -10,7 +10,6 @@ import socket
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Generator
 
 import jax
@@ -30,7 +29,8 @@ def joined(
 ) -> Generator[None]:
     """Makes this process one of several, before JAX is first used; without a coordinator it does nothing.
 
-    If another one ends inside the context, other than by leaving it, this process ends with exit code 2.
+    If another one ends inside the context, other than by leaving it, this process ends with exit code 2; and so do the
+    others after an error in this one.
 
     Args:
       coordinator: HOST:PORT of process 0, which needs the next port too, or AUTO.
@@ -75,13 +75,10 @@ def joined(
     jax.block_until_ready(exchange(np.ones(jax.local_device_count())))
     try:
         yield
-    except Exception as error:  # leaving the ordinary way, jax would wait for the others and abort
-        if isinstance(error, ValueError):
-            commands.complain(error)
-        else:
-            traceback.print_exception(error)
+    except BaseException as error:  # leaving the ordinary way, jax would wait for the others and abort
+        code = commands.report(error)
         sys.stdout.flush()
-        os._exit(2)
+        os._exit(code)
     for line in lines.values():
         with contextlib.suppress(OSError):
             line.sendall(_DONE)
@@ -100,7 +97,13 @@ def _answer(port: int, num_processes: int, wait: float) -> dict[int, socket.sock
     """Process 0 waits for a line from each of the others."""
     lines: dict[int, socket.socket] = {}
     deadline = time.monotonic() + wait
-    with socket.create_server(("", port)) as server:
+    try:
+        server = socket.create_server(("", port))
+    except OSError as error:
+        raise ValueError(
+            f"`coordinator` has port {port - 1}, but the next one cannot be opened ({error}): choose another"
+        ) from error
+    with server:
         while len(lines) < num_processes - 1:
             server.settimeout(max(deadline - time.monotonic(), 1e-3))
             try:
@@ -112,7 +115,11 @@ def _answer(port: int, num_processes: int, wait: float) -> dict[int, socket.sock
                     "start each with the same --coordinator and --num_processes, and its own --process_id"
                 ) from None
             line.settimeout(wait)
-            other, their_number = (int(word) for word in line.recv(64).split())
+            try:
+                other, their_number = (int(word) for word in line.recv(64).split())
+            except (OSError, ValueError):  # not one of us
+                line.close()
+                continue
             if their_number != num_processes or other in lines:
                 raise ValueError(
                     f"`num_processes` (={num_processes}): process {other} has joined twice, or counts {their_number} "
