@@ -170,6 +170,11 @@ def _trace_linen(model: nn.Module, images: jax.ShapeDtypeStruct, seed: int) -> T
     )
 
 
+_INITIALISERS = {
+    initialiser.__module__ for initialiser in (jax.nn.initializers.zeros, jax.nn.initializers.lecun_normal())
+}
+
+
 class _BlankParameters(Scope):
     """A scope where JAX's own initialisers are not run, nor traced, which takes longer than all the rest of a model."""
 
@@ -179,7 +184,7 @@ class _BlankParameters(Scope):
         return child
 
     def param(self, name: str, init_fn: Any, *init_args: Any, **kwargs: Any) -> Any:
-        known = str(getattr(init_fn, "__module__", "")).startswith("jax.")
+        known = getattr(init_fn, "__module__", None) in _INITIALISERS and kwargs.keys() <= {"unbox"}
         if not known or not init_args or self.has_variable("params", name):
             return super().param(name, init_fn, *init_args, **kwargs)
         self.reserve(name, "params")

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import time
 import jax
 import numpy as np
 import pytest
-from test_stream import DAMAGED, encoded, picture, write_tfds
+from image_sets import DAMAGED, encoded, picture, write_tfds
 
 from datasets.loading import load
 from ghn_jax.training.feed import open_feed
@@ -72,6 +73,22 @@ def test_a_killed_run_goes_on_with_the_same_images(finished, data_dir, tmp_path:
     assert metrics(tmp_path) == metrics(finished)
 
 
+def test_options_of_the_images_can_be_changed(finished, data_dir, tmp_path: pathlib.Path):
+    shutil.copytree(finished, tmp_path / "run")
+    changed = (
+        *OPTIONS,
+        "--batch_size=8",
+        "--steps=4",
+        f"--data_dir={data_dir}",
+        f"--workdir={tmp_path / 'run'}",
+    )
+    refused = run("train.py", *changed)
+    assert refused.returncode == 2 and "--batch_size was 16, is 8" in refused.stderr
+    resumed = run("train.py", *changed, "--change_options=True")
+    assert resumed.returncode == 0, resumed.stderr
+    assert [line["step"] for line in metrics(tmp_path / "run")] == [1, 2, 3, 4]
+
+
 def test_evaluation_has_top_five(finished, data_dir, tmp_path: pathlib.Path):
     results = tmp_path / "results.jsonl"
     done = run(
@@ -92,13 +109,13 @@ def test_checkpoint_for_other_classes_is_an_error(finished):
 def test_feed_goes_on_where_its_state_says(data_dir):
     dataset, key = load("tfds:tiny", data_dir), jax.random.key(0)
     state: dict = {}
-    feed = open_feed(dataset, 16, key, 0, state, num_workers=0)
+    feed = open_feed(dataset, 16, key, 0, 0, state, num_workers=0)
     batches = [feed(step) for step in range(6)]
     saved = json.loads(json.dumps(state))
     expected = [feed(step) for step in (6, 7)]
     feed.close()
     assert feed.damaged >= 1  # more than one epoch: the damaged image was met
-    again = open_feed(dataset, 16, key, 0, saved, num_workers=0)
+    again = open_feed(dataset, 16, key, 0, 6, saved, num_workers=0)
     for step, (images, labels) in zip((6, 7), expected, strict=True):
         same, classes = again(step)
         np.testing.assert_array_equal(same, images)

@@ -111,6 +111,9 @@ BAD_TRAINING = {
     "no data_dir": (["--dataset=cifar10"], "datasets.images prepare cifar10"),
     "batch_size": (["--batch_size=100000"], "exceeds"),
     "steps": (["--steps=0"], "at least 1"),
+    "label_smoothing": (["--label_smoothing=1.5"], "in 0..1"),
+    "num_workers": (["--num_workers=-1"], "not be negative"),
+    "process_id": (["--process_id=1"], "need `coordinator`"),
     "learning_rate": (["--learning_rate=nan"], "positive"),
 }
 

@@ -16,7 +16,7 @@ class EvaluateOptions:
     dataset: str | None = None
     """Images to test on: digits, cifar10, imagenet, tfds:NAME or folder:PATH [those the GHN was trained on]."""
     data_dir: pathlib.Path | None = None
-    """TFDS directory with the prepared dataset; digits needs none."""
+    """TFDS directory with the prepared dataset; digits and folder:PATH need none."""
     split: str = "test"
     """val, test, wide, deep, dense, bnfree, search, predefined or train."""
     num_archs: int | None = None

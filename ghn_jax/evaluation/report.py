@@ -100,6 +100,9 @@ def evaluate(options: EvaluateOptions) -> None:
             flush=True,
         )
     keys = [key for key, _ in selected]
+    damaged = num_images - min(done[key].get("images", num_images) for key in keys)
+    if damaged:
+        print(f"{damaged} damaged images do not count")
     for number in (1, 5) if many else (1,):
         summary = summarize([done[key][f"top{number}"] for key in keys], keys)
         print(

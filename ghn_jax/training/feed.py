@@ -41,6 +41,7 @@ def open_feed(
     batch_size: int,
     key: Array,
     seed: int,
+    first_step: int,
     state: dict[str, Any],
     num_workers: int,
 ) -> Feed:
@@ -49,13 +50,14 @@ def open_feed(
     Args:
       key: draws the batches of a set on the device.
       seed: the same for a stream.
-      state: JSON values, kept up to date by a stream; what was saved of them resumes it.
+      first_step: the step that is asked for first.
+      state: JSON values, kept up to date by a stream; it must go on with the images that saved ones are of, if any.
       num_workers: processes that decode a stream; 0 decodes in threads of this one.
 
-    Raises ValueError for more workers than shared memory has room for.
+    Raises ValueError for saved values of other images, and more workers than shared memory has room for.
     """
     if isinstance(dataset, StreamedDataset):
-        return _Streamed(dataset, batch_size, seed, state, num_workers)
+        return _Streamed(dataset, batch_size, seed, first_step, state, num_workers)
     return _Resident(dataset, batch_size, key)
 
 
@@ -87,13 +89,18 @@ class _Streamed:
     """Each process decodes its share of a batch."""
 
     def __init__(
-        self, dataset: StreamedDataset, batch_size: int, seed: int, state: dict[str, Any], num_workers: int
+        self,
+        dataset: StreamedDataset,
+        batch_size: int,
+        seed: int,
+        first_step: int,
+        state: dict[str, Any],
+        num_workers: int,
     ):
         self._stream = TrainStream(
             dataset, batch_size, seed, jax.process_index(), jax.process_count(), num_workers
         )
-        if state:
-            self._stream.restore(state)
+        self._stream.restore(self._stream.state() | state | {"next_batch": first_step})
         self._state = state
         self._normalize = jax.jit(functools.partial(images.normalize, mean=dataset.mean, std=dataset.std))
 
@@ -104,7 +111,7 @@ class _Streamed:
     def __call__(self, step: int) -> Batch:
         pixels, labels, _, _ = next(self._stream)
         self._state.update(self._stream.state())
-        assert self._state["next_batch"] == step + 1, (self._state, step)
+        assert self._state["next_batch"] == step + 1
         if jax.process_count() > 1:
             pixels, labels = (_interleaved(part) for part in (pixels, labels))
         return self._normalize(pixels), jnp.asarray(labels)

@@ -30,7 +30,7 @@ from ghn_jax.layouts import ROW
 from ghn_jax.models.ghn import encode
 from ghn_jax.templates import Plan, PlanSize, Template, make_plan, plan_size
 from ghn_jax.training.meta import AXIS, GHNStep, Metrics, TrainState
-from ghn_jax.training.prepare import stack, stack_graphs
+from ghn_jax.training.prepare import check_divides, stack, stack_graphs
 
 _LARGEST_MAP = 56  # of a cell, for images of 224 pixels
 _PLACES_PER_PIXEL = 8192
@@ -177,11 +177,7 @@ def prepare(
 
     Raises ValueError if they do not divide over the devices, or if a network is in no family or does not fit.
     """
-    if len(networks) % num_devices:
-        raise ValueError(
-            f"`meta_batch_size` (={len(networks)}) does not divide over {num_devices} devices: "
-            f"choose a multiple of {num_devices}"
-        )
+    check_divides(len(networks), num_devices)
     own = range(num_devices) if own is None else own
     families = [family_of(arch) for arch in architectures]
     sizes, assembled = [], []

@@ -47,11 +47,7 @@ def _train(options: TrainOptions) -> None:
     counter.register()
     num_devices = jax.device_count()
     leads = jax.process_index() == 0
-    if options.meta_batch_size % num_devices:
-        raise ValueError(
-            f"`meta_batch_size` (={options.meta_batch_size}) does not divide over {num_devices} devices: "
-            f"choose a multiple of {num_devices}"
-        )
+    prepare.check_divides(options.meta_batch_size, num_devices)
 
     def say(text: str) -> None:
         if leads:
@@ -85,17 +81,25 @@ def _train(options: TrainOptions) -> None:
         saved = checkpoints.meta()
         _check_same_run(options, saved["options"])
         state, progress = checkpoints.restore(state), progress | saved["progress"]
+        if options.change_options:  # perhaps those of the images
+            progress["images"] = {}
         say(f"resuming {options.workdir} after step {int(state.step)}")
     first_step = int(state.step)
     next_images = feed.open_feed(
-        dataset, options.batch_size, image_key, options.seed, progress["images"], options.num_workers
+        dataset,
+        options.batch_size,
+        image_key,
+        options.seed,
+        first_step,
+        progress["images"],
+        options.num_workers,
     )
     metrics = MetricsFile(options.workdir / "metrics.jsonl" if leads else None, first_step)
     state = jax_utils.replicate(state, jax.local_devices())
 
     def save() -> None:
         single = jax.device_get(jax_utils.unreplicate(state))
-        info = _info(options, dataset, int(single.step), progress)
+        info = _info(options, int(single.step))
         meta_data = {"options": options.identity(), "config": dataclasses.asdict(ghn_config), "info": info}
         if options.val_archs:
             val_top1 = _validate(ghn_config, single.params, dataset, options)
@@ -178,9 +182,7 @@ def _check_same_run(options: TrainOptions, saved: dict[str, Any]) -> None:
         )
 
 
-def _info(
-    options: TrainOptions, dataset: ImageDataset | StreamedDataset, step: int, progress: dict[str, Any]
-) -> dict[str, Any]:
+def _info(options: TrainOptions, step: int) -> dict[str, Any]:
     """How weights were made, to be kept beside them."""
     return options.identity() | {"steps": step, "architectures": step * (options.meta_batch_size or 0)}
 

@@ -112,6 +112,8 @@ class TrainOptions:
             raise ValueError(
                 f"`micro_batch_size` (={options.micro_batch_size}) must divide the batch size, {options.batch_size}"
             )
+        if not 0.0 <= (options.label_smoothing or 0.0) < 1.0:
+            raise ValueError(f"`label_smoothing` (={options.label_smoothing}) must be in 0..1, below 1")
         for name in ("learning_rate", "clip"):
             if not getattr(options, name) > 0:
                 raise ValueError(f"`{name}` (={getattr(options, name)}) must be positive")

@@ -50,11 +50,7 @@ def prepare(
 
     Raises ValueError if they do not divide over the devices.
     """
-    if len(networks) % num_devices:
-        raise ValueError(
-            f"`meta_batch_size` (={len(networks)}) does not divide over {num_devices} devices: "
-            f"choose a multiple of {num_devices}"
-        )
+    check_divides(len(networks), num_devices)
     sizes = [plan_size(network, config, templates) for network in networks]
     by_size = sorted(range(len(networks)), key=lambda i: (sizes[i].rows, networks[i].flat_size), reverse=True)
     places = [by_size[i : i + num_devices] for i in range(0, len(networks), num_devices)]
@@ -74,6 +70,15 @@ def prepare(
         [[networks[slot[d]] for d in own] for slot in places],
         [[slot[d] for d in own] for slot in places],
     )
+
+
+def check_divides(meta_batch_size: int, num_devices: int) -> None:
+    """Raises ValueError for a meta-batch that does not divide over the devices."""
+    if meta_batch_size % num_devices:
+        raise ValueError(
+            f"`meta_batch_size` (={meta_batch_size}) does not divide over {num_devices} devices: "
+            f"choose a multiple of {num_devices}"
+        )
 
 
 def stack_graphs(
