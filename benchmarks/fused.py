@@ -26,6 +26,7 @@ from benchmarks.executor_equality import Case, make_case
 from ghn_jax import compilation, sampling
 from ghn_jax.architectures import Architecture
 from ghn_jax.executor import fused, run
+from ghn_jax.executor.compiler_options import options_for
 from ghn_jax.executor.instruction_set import FAMILIES, InstructionSet, collect, family_of, instruction_set
 from ghn_jax.executor.simplify import simplify
 from ghn_jax.executor.table import assemble
@@ -132,14 +133,16 @@ class Machine:
         self._instructions, self._dtype = instructions, dtype
         needs = [assemble(case.lowered.program, instructions) for case in cases]
         self._flat_size = max(
-            max(case.lowered.flat_size, needed.flat_size) for case, needed in zip(cases, needs, strict=True)
+            *(operation.num_weights for operation in instructions.places),
+            *(case.lowered.flat_size for case in cases),
+            *(needed.flat_size for needed in needs),
         )
         self._memory = jnp.zeros(max(needed.memory_size for needed in needs), dtype)
         function = functools.partial(fused.loss_and_gradient, instructions)
         operands = self._operands(cases[0])
         traced = jax.jit(function, donate_argnums=0).lower(self._memory, needs[0].table, *operands)
         start = time.perf_counter()
-        self._compiled = traced.compile()
+        self._compiled = traced.compile(compiler_options=options_for())
         self.seconds = time.perf_counter() - start
 
     def _operands(self, case: Case) -> Operands:

@@ -1,8 +1,8 @@
 """Convolutions, lowered for the platform.
 
-On GPU and TPU XLA's own are right. On the CPU some are slow (a depthwise one 50 times, a dense one of few channels by a
-half), so there they are written as shifted multiply-adds, products of matrices and transposed convolutions. Both forms
-compute the same function.
+On GPU and TPU XLA's own are right. On the CPU those of groups and most gradients are slow (a depthwise one 50 times):
+there they are written as shifted multiply-adds, products of matrices and transposed convolutions. Both forms compute
+the same function.
 """
 
 import functools
@@ -15,7 +15,6 @@ from jaxtyping import Array, Float
 
 Map = Float[Array, "batch height width channel"]
 Pair = tuple[int, int]
-Sizes = tuple[int, ...]
 
 _NHWC = ("NHWC", "HWIO", "NHWC")
 _CACHE = 13 << 19  # bytes
@@ -36,7 +35,7 @@ def convolution(
 ) -> Map:
     """[ReLU,] a dense convolution; `stride` and `padding` (on both sides) are (vertical, horizontal)."""
     is_pointwise = w.shape[:2] == (1, 1) and padding == (0, 0)
-    if relu and is_pointwise and stride == (1, 1) and on_cpu() and x.nbytes >= 4 * _CACHE:
+    if relu and is_pointwise and stride == (1, 1) and on_cpu() and x.nbytes >= 3 * _CACHE:
         return _relu_pointwise(x, w[0, 0])
     x = jax.nn.relu(x) if relu else x
     if is_pointwise:
@@ -51,7 +50,7 @@ def convolution(
 @jax.custom_vjp
 def _relu_pointwise(x: Map, w: Array) -> Map:
     """ReLU and a 1x1 convolution of a map larger than the cache, a few images at a time."""
-    groups = _grouped(x, (1, 1))
+    groups = _grouped(x)
     out = lax.map(lambda images: pointwise(jax.nn.relu(images), w), groups)
     return out.reshape(*x.shape[:3], -1)
 
@@ -62,7 +61,7 @@ def _relu_pointwise_forward(x, w):
 
 def _relu_pointwise_backward(residuals, g):
     x, w = residuals
-    groups = _grouped(x, (1, 1))
+    groups = _grouped(x)
 
     def add(dw: Array, pair: tuple[Map, Map]) -> tuple[Array, Map]:
         x, g = pair
@@ -74,6 +73,13 @@ def _relu_pointwise_backward(residuals, g):
 
 
 _relu_pointwise.defvjp(_relu_pointwise_forward, _relu_pointwise_backward)
+
+
+def _grouped(x: Map) -> Float[Array, "group batch height width channel"]:
+    """Images in groups that stay in cache."""
+    fitting = max(1, _CACHE // (math.prod(x.shape[1:]) * x.dtype.itemsize))
+    group = max(n for n in range(1, x.shape[0] + 1) if x.shape[0] % n == 0 and n <= fitting)
+    return x.reshape(-1, group, *x.shape[1:])
 
 
 def _native(x: Map, w: Array, stride: Pair, padding: Pair, dilation: int = 1, groups: int = 1) -> Map:
@@ -107,8 +113,6 @@ def _unrolled_convolution(x: Map, w: Array, stride: Pair, padding: Pair) -> Map:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _dense_convolution(x: Map, w: Array, stride: Pair, padding: Pair) -> Map:
-    if _few_channels(x, w):
-        return _by_columns(x, w, stride, ((padding[0],) * 2, (padding[1],) * 2))
     return _native(x, w, stride, padding)
 
 
@@ -119,104 +123,32 @@ def _dense_forward(x, w, stride, padding):
 def _dense_backward(stride, padding, residuals, g):
     """Both gradients as forward convolutions on transposed operands, the form that XLA:CPU runs fast."""
     x, w = residuals
-    kernel, size = w.shape[:2], x.shape[1:3]
-    # rows and columns at the far end that the strided window did not reach
-    rest = [size[i] + 2 * padding[i] - kernel[i] - stride[i] * (g.shape[1 + i] - 1) for i in range(2)]
-    near = [kernel[i] - 1 - padding[i] for i in range(2)]
-    edges = ((near[0], near[0] + rest[0]), (near[1], near[1] + rest[1]))
-    transposed = jnp.flip(w, (0, 1)).swapaxes(2, 3)
-    if stride == (1, 1) and _few_channels(g, transposed):
-        dx = _by_columns(g, transposed, stride, edges)
-    elif x.shape[1] <= 8 and min(kernel) >= 5:  # XLA's dilation is four times as slow as writing the zeros
-        spread = lax.pad(g, 0.0, ((0, 0, 0), (0, 0, stride[0] - 1), (0, 0, stride[1] - 1), (0, 0, 0)))
-        dx = lax.conv_general_dilated(spread, transposed, (1, 1), edges, dimension_numbers=_NHWC)
-    else:
-        dx = lax.conv_general_dilated(
-            g, transposed, (1, 1), edges, lhs_dilation=stride, dimension_numbers=_NHWC
-        )
-    if g.shape[-1] >= 64 and (x.shape[-1] == 64 or x.shape[1] >= 32):
-        return dx, _kernel_gradient_by_columns(x, g, kernel, stride, padding)
-    dilated = g
     if stride != (1, 1):
-        dilated = lax.pad(
-            g, 0.0, ((0, 0, 0), (0, rest[0], stride[0] - 1), (0, rest[1], stride[1] - 1), (0, 0, 0))
-        )
-        padded = jnp.pad(x, ((0, 0), (padding[0],) * 2, (padding[1],) * 2, (0, 0)))
-        heights, widths = ((g.shape[1 + i] - 1) * stride[i] + 1 for i in range(2))
-        shifts = [
-            padded[:, i : i + heights : stride[0], j : j + widths : stride[1]].reshape(-1, x.shape[-1])
-            for i in range(kernel[0])
-            for j in range(kernel[1])
-        ]
-        columns = jnp.stack(shifts)
-        dw = jnp.einsum("kni,no->kio", columns, g.reshape(-1, g.shape[-1])).reshape(w.shape)
-        return dx, dw
-    dw = lax.conv_general_dilated(
-        x.transpose(3, 1, 2, 0),
-        dilated.transpose(1, 2, 0, 3),
-        (1, 1),
-        [(p, p) for p in padding],
-        dimension_numbers=_NHWC,
-    )
+        _, pull_back = jax.vjp(lambda x, w: _strided_by_blocks(x, w, stride, padding), x, w)
+        return pull_back(g)
+    near = (w.shape[0] - 1 - padding[0], w.shape[1] - 1 - padding[1])
+    dx = _native(g, jnp.flip(w, (0, 1)).swapaxes(2, 3), (1, 1), near)
+    dw = _native(x.transpose(3, 1, 2, 0), g.transpose(1, 2, 0, 3), (1, 1), padding)
     return dx, dw.transpose(1, 2, 0, 3)
 
 
 _dense_convolution.defvjp(_dense_forward, _dense_backward)
 
 
-def _few_channels(x: Map, w: Array) -> bool:
-    """Whether XLA's own convolution is slower than products of matrices (measured; by up to a half)."""
-    return 32 <= x.shape[-1] <= 64 and 2 * _columns_size(x, w.shape[:2]) <= _CACHE
-
-
-def _by_columns(x: Map, w: Array, stride: Sizes, edges: tuple[Sizes, Sizes]) -> Map:
-    """A convolution as the product of each pixel's neighbourhood with a matrix, a few images at a time."""
-    kernel, matrix = w.shape[:2], w.reshape(-1, w.shape[-1])
-
-    def few(images: Map) -> Map:
-        columns = _columns(images, kernel, stride, edges)
-        return (columns.reshape(-1, matrix.shape[0]) @ matrix).reshape(*columns.shape[:3], -1)
-
-    out = lax.map(few, _grouped(x, kernel))
-    return out.reshape(x.shape[0], *out.shape[2:])
-
-
-def _kernel_gradient_by_columns(x: Map, g: Map, kernel: Sizes, stride: Sizes, padding: Sizes) -> Array:
-    """The gradient of a convolution's kernel, as a sum of products of matrices over a few images at a time."""
-    edges = ((padding[0],) * 2, (padding[1],) * 2)
-    images = _grouped(x, kernel)
-
-    def add(total: Array, pair: tuple[Map, Map]) -> tuple[Array, None]:
-        columns = _columns(pair[0], kernel, stride, edges)
-        return total + pair[1].reshape(-1, g.shape[-1]).T @ columns.reshape(-1, total.shape[1]), None
-
-    zero = jnp.zeros((g.shape[-1], kernel[0] * kernel[1] * x.shape[-1]), x.dtype)
-    total, _ = lax.scan(add, zero, (images, g.reshape(*images.shape[:2], *g.shape[1:])))
-    return total.T.reshape(*kernel, x.shape[-1], g.shape[-1])
-
-
-def _columns(x: Map, kernel: Sizes, stride: Sizes, edges: tuple[Sizes, Sizes]) -> Map:
-    """The neighbourhood of each output pixel, along the channels."""
-    padded = jnp.pad(x, ((0, 0), *edges, (0, 0)))
-    out = [(padded.shape[1 + i] - kernel[i]) // stride[i] for i in range(2)]  # places of the last pixel
-    taps = [
-        padded[:, i : i + out[0] * stride[0] + 1 : stride[0], j : j + out[1] * stride[1] + 1 : stride[1]]
-        for i in range(kernel[0])
-        for j in range(kernel[1])
-    ]
-    return jnp.concatenate(taps, axis=-1)
-
-
-def _columns_size(x: Map, kernel: Sizes) -> int:
-    """Bytes of an image's neighbourhoods, at stride 1."""
-    return math.prod(x.shape[1:]) * math.prod(kernel) * x.dtype.itemsize
-
-
-def _grouped(x: Map, kernel: Sizes) -> Float[Array, "group batch height width channel"]:
-    """Images in groups whose neighbourhoods stay in cache."""
-    fitting = max(1, _CACHE // _columns_size(x, kernel))
-    group = max(n for n in range(1, x.shape[0] + 1) if x.shape[0] % n == 0 and n <= fitting)
-    return x.reshape(-1, group, *x.shape[1:])
+def _strided_by_blocks(x: Map, w: Array, stride: Pair, padding: Pair) -> Map:
+    """A strided convolution as one of stride 1: blocks of pixels, as large as the stride, become pixels."""
+    batch, _, _, channels = x.shape
+    kernel = [-(-w.shape[i] // stride[i]) for i in range(2)]  # in blocks
+    out = [(x.shape[1 + i] + 2 * padding[i] - w.shape[i]) // stride[i] + 1 for i in range(2)]
+    size = [out[i] + kernel[i] - 1 for i in range(2)]
+    far = [size[i] * stride[i] - x.shape[1 + i] - padding[i] for i in range(2)]
+    padded = lax.pad(x, 0.0, ((0, 0, 0), (padding[0], far[0], 0), (padding[1], far[1], 0), (0, 0, 0)))
+    pixels = padded.reshape(batch, size[0], stride[0], size[1], stride[1], channels)
+    pixels = pixels.transpose(0, 1, 3, 2, 4, 5).reshape(batch, *size, -1)
+    taps = jnp.pad(w, [*((0, kernel[i] * stride[i] - w.shape[i]) for i in range(2)), (0, 0), (0, 0)])
+    taps = taps.reshape(kernel[0], stride[0], kernel[1], stride[1], channels, -1)
+    taps = taps.transpose(0, 2, 1, 3, 4, 5).reshape(*kernel, -1, w.shape[-1])
+    return _dense_convolution(pixels, taps, (1, 1), (0, 0))
 
 
 def depthwise(x: Map, w: Float[Array, "kh kw channel"], stride: int, dilation: int) -> Map:

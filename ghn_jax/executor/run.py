@@ -5,7 +5,7 @@ computes again what it needs from the block's inputs, so registers are all that 
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from ghn_jax.executor import blocks
 from ghn_jax.executor.blocks import Block
+from ghn_jax.executor.compiler_options import options_for
 from ghn_jax.executor.program import IMAGE, Instruction
 
 Program = Sequence[Instruction]
@@ -177,19 +178,27 @@ def pull_back(block: Block, w: Array, g: Array, inputs: list[Array]) -> tuple[Ar
     """Gradients of a block's piece of the flat vector, and of its inputs."""
     if isinstance(block, blocks.Add):
         return w, (g, g)
-    return _backward(block, w, g, *inputs)
+    return _compiled(_backward, block, w)(block, w, g, *inputs)
+
+
+def forward_block(block: Block, w: Array, *inputs: Array) -> Array:
+    """The output of a block, given its piece of the flat vector."""
+    return _compiled(blocks.apply, block, w)(block, w, *inputs)
 
 
 # -- compiled functions: one program per block (or size) and shape of its arrays --------------------------------
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def forward_block(block: Block, w: Array, *inputs: Array) -> Array:
-    """The output of a block, given its piece of the flat vector."""
-    return blocks.apply(block, w, *inputs)
+def _compiled(function: Callable, block: Block, w: Array) -> Callable:
+    """The function compiled for a block; as it is where a larger program is being traced."""
+    return function if isinstance(w, jax.core.Tracer) else _jitted(function, block)
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.cache
+def _jitted(function: Callable, block: Block) -> Callable:
+    return jax.jit(function, static_argnums=0, compiler_options=options_for(block))
+
+
 def _backward(block: Block, w: Array, g: Array, *inputs: Array) -> tuple[Array, tuple[Array, ...]]:
     maps = [x for x in inputs if jnp.issubdtype(x.dtype, jnp.floating)]
     rest = inputs[len(maps) :]

@@ -52,13 +52,14 @@ def signatures(program: Program, images: Shape) -> list[Signature]:
     shapes, found = {IMAGE: images}, []
     for instruction in program:
         signature = instruction.block, tuple(shapes[r] for r in instruction.inputs)
-        shapes[instruction.output] = _output_shape(*signature)
+        shapes[instruction.output] = output_shape(*signature)
         found.append(signature)
     return found
 
 
 @functools.cache
-def _output_shape(block: Block, inputs: tuple[Shape, ...]) -> Shape:
+def output_shape(block: Block, inputs: tuple[Shape, ...]) -> Shape:
+    """The shape of a block's output, from those of its inputs."""
     arrays = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in inputs]
     weights = jax.ShapeDtypeStruct((blocks.piece_size(block),), jnp.float32)
     if isinstance(block, blocks.Dropout):

@@ -23,6 +23,7 @@ from jaxtyping import Array, Float, Int
 from ghn_jax.architectures import Architecture
 from ghn_jax.config import GHNConfig
 from ghn_jax.executor import fused
+from ghn_jax.executor.compiler_options import options_for
 from ghn_jax.executor.instruction_set import FLAT_SIZES, InstructionSet, family_of
 from ghn_jax.executor.program import Lowered
 from ghn_jax.executor.table import MAX_PLACES, Assembled, assemble, empty_table
@@ -111,7 +112,7 @@ def make_fused_step(
             ran = jnp.where(fused.is_empty(table), 0.0, jnp.stack([outcome.loss, hits]))
             return memory, scores.at[place].add(ran), outcome.gradient
 
-        return pmap(execute_family, donate_argnums=(0, 1))
+        return _compiled_at_first_call(pmap(execute_family, donate_argnums=(0, 1)))
 
     def collect(gradients, scores, places):
         nodes = jnp.zeros_like(gradients.nodes).at[places].add(gradients.nodes)
@@ -119,6 +120,20 @@ def make_fused_step(
         return gradients._replace(nodes=nodes), scores[:, 0], scores[:, 1]
 
     return FusedStep(pmap(spread, in_axes=(0, 0, 0, None)), execute, pmap(collect))
+
+
+def _compiled_at_first_call(pmapped: Any) -> Callable:
+    """A pmapped function of arguments that keep their shapes, compiled with our options (pmap takes none)."""
+
+    compiled = None
+
+    def call(*args):
+        nonlocal compiled
+        if compiled is None:
+            compiled = pmapped.lower(*args).compile(compiler_options=options_for())
+        return compiled(*args)
+
+    return call
 
 
 def memory_size(images: tuple[int, ...]) -> int:

@@ -1,0 +1,111 @@
+"""Compiles the blocks of meta-training's first architectures with our options and with XLA's defaults, and times them.
+
+    python -m benchmarks.compilation
+
+Nothing is taken from the cache on disk. Run time is weighted by how often a block occurs, so that its sum is the time
+of an average architecture as far as these blocks make it up.
+"""
+
+import collections
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+from jaxtyping import Array
+
+from ghn_jax import sampling
+from ghn_jax.executor import blocks
+from ghn_jax.executor.compiler_options import Options, options_for
+from ghn_jax.executor.warm_up import Signature, output_shape, signatures
+from ghn_jax.lowering import CIFAR_SIZE
+
+
+class Cost(NamedTuple):
+    """Of a kind of block: seconds of compilation, processor seconds of it, milliseconds of running per architecture."""
+
+    wall: float
+    processor: float
+    running: float
+
+
+def main(num: int = 100, steps: int = 30, batch: int = 64, runs: int = 3) -> None:
+    """Prints a row for each kind of block, defaults and our options side by side.
+
+    Args:
+      num: blocks, the most frequent ones.
+      steps: of meta-training, 8 architectures each, whose blocks are counted.
+      batch: images.
+      runs: timed runs of each compiled function; the fastest counts.
+    """
+    networks = [net for step in range(steps) for net in sampling.meta_batch(0, step, 8).networks]
+    uses: collections.Counter[Signature] = collections.Counter()
+    for network in networks:
+        uses.update(signatures(network.program, (batch, CIFAR_SIZE, CIFAR_SIZE, 3)))
+    chosen = [(s, n) for s, n in uses.most_common() if not isinstance(s[0], blocks.Dropout)][:num]
+    share = sum(n for _, n in chosen) / sum(uses.values())
+    print(f"{num} of {len(uses)} blocks, {100 * share:.0f}% of those run by {len(networks)} architectures\n")
+    costs: dict[str, list[tuple[Cost, Cost]]] = collections.defaultdict(list)
+    for (block, shapes), count in chosen:
+        per_network = count / len(networks)
+        for function, arguments in functions(block, shapes):
+            pair = [measure(function, arguments, o, runs, per_network) for o in ({}, options_for(block))]
+            costs[type(block).__name__].append((pair[0], pair[1]))
+    print(
+        "| block | functions | compile, s | ours | on all cores, s | ours | run, ms | ours |\n|" + "---|" * 8
+    )
+    for name, pairs in sorted(costs.items()):
+        print_row(name, pairs)
+    print_row("all", [pair for pairs in costs.values() for pair in pairs])
+
+
+def functions(
+    block: blocks.Block, shapes: tuple[blocks.Shape, ...]
+) -> Iterator[tuple[Callable, tuple[Array, ...]]]:
+    """Forward and backward pass of a block, with random arguments."""
+    rng = np.random.default_rng(0)
+
+    def normal(shape: blocks.Shape) -> Array:
+        return jnp.asarray(rng.standard_normal(shape), jnp.float32)
+
+    def forward(weights: Array, *inputs: Array) -> Array:
+        return blocks.apply(block, weights, *inputs)
+
+    def backward(g: Array, weights: Array, *inputs: Array):
+        return jax.vjp(forward, weights, *inputs)[1](g)
+
+    arguments = normal((blocks.piece_size(block),)), *map(normal, shapes)
+    yield forward, arguments
+    if not isinstance(block, blocks.Add):
+        yield backward, (normal(output_shape(block, shapes)), *arguments)
+
+
+def measure(
+    function: Callable, arguments: tuple[Array, ...], options: Options, runs: int, per_network: float
+) -> Cost:
+    """Compiles a function, and runs it."""
+    lowered = jax.jit(function).lower(*arguments)
+    wall, processor = time.perf_counter(), time.process_time()
+    compiled = lowered.compile(compiler_options=options)
+    wall, processor = time.perf_counter() - wall, time.process_time() - processor
+    jax.block_until_ready(compiled(*arguments))
+    fastest = np.inf
+    for _ in range(runs):
+        start = time.perf_counter()
+        jax.block_until_ready(compiled(*arguments))
+        fastest = min(fastest, time.perf_counter() - start)
+    return Cost(wall, processor, 1e3 * fastest * per_network)
+
+
+def print_row(name: str, pairs: Iterable[tuple[Cost, Cost]]) -> None:
+    """Sums over the functions of a kind."""
+    default, ours = (np.sum(side, 0) for side in zip(*pairs, strict=True))
+    columns = [f"{x:.1f}" for values in zip(default, ours, strict=True) for x in values]
+    print(f"| {name} | {len(list(pairs))} | " + " | ".join(columns) + " |", flush=True)
+
+
+if __name__ == "__main__":
+    tyro.cli(main)
