@@ -65,6 +65,20 @@ def test_dropout_is_random_in_training_and_absent_in_evaluation():
     np.testing.assert_allclose(without.logits, run.logits(network.program, flat, images), rtol=1e-6)
 
 
+def test_bfloat16_networks_stay_close():
+    case = executor_equality.make_case(Architecture(TINY, n_cells=3), batch=8, rng=np.random.default_rng(0))
+    program, labels = case.lowered.program, jnp.asarray(case.labels)
+    flat = jnp.asarray(flatten(case.lowered.parameters, case.tensors, case.lowered.flat_size))
+    exact = run.loss_and_gradient(program, flat, jnp.asarray(case.images), labels)
+    rough = run.loss_and_gradient(program, flat, jnp.asarray(case.images, jnp.bfloat16), labels)
+    assert rough.gradient.dtype == rough.loss.dtype == rough.logits.dtype == jnp.float32
+    np.testing.assert_allclose(rough.loss, exact.loss, rtol=0.02)
+    cosine = (
+        rough.gradient @ exact.gradient / jnp.linalg.norm(rough.gradient) / jnp.linalg.norm(exact.gradient)
+    )
+    assert 0.98 < cosine < 1 - 1e-7
+
+
 def test_micro_batches_give_the_gradient_of_the_batch_without_batch_norm():
     network = lower(Architecture(TINY, n_cells=2, norm=False))
     rng = np.random.default_rng(0)

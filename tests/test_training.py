@@ -80,6 +80,16 @@ def test_a_network_too_large_for_memory_is_named(monkeypatch: pytest.MonkeyPatch
         loop.train(options)
 
 
+def test_networks_train_in_bfloat16(finished: pathlib.Path, tmp_path: pathlib.Path):
+    options = TrainOptions(
+        meta_batch_size=1, batch_size=16, steps=1, val_archs=0, precision="bfloat16", workdir=tmp_path
+    )
+    loop.train(options)
+    (rough,), exact = metrics(tmp_path), metrics(finished)[0]
+    assert rough["loss"] == pytest.approx(exact["loss"], rel=0.02)
+    assert rough["loss"] != exact["loss"]
+
+
 def test_training_again_when_done_changes_nothing(finished: pathlib.Path):
     before = metrics(finished)
     assert run("train.py", *SMALL, f"--workdir={finished}").returncode == 0
@@ -107,6 +117,8 @@ BAD_TRAINING = {
     "preset": (["--preset=ghn3"], "did you mean 'ghn"),
     "executor": (["--executor=block"], "did you mean 'blocks'"),
     "micro_batch_size": (["--executor=fused", "--micro_batch_size=8"], "is for the executor blocks"),
+    "precision": (["--precision=float16"], "did you mean 'bfloat16'"),
+    "precision of fused": (["--executor=fused", "--precision=bfloat16"], "is for the executor blocks"),
     "data_dir": (["--dataset=cifar10", "--data_dir=/no/such"], "datasets.images prepare cifar10"),
     "no data_dir": (["--dataset=cifar10"], "datasets.images prepare cifar10"),
     "batch_size": (["--batch_size=100000"], "exceeds"),

@@ -26,8 +26,12 @@ Shape = tuple[int, ...]
 
 
 def apply(block: "Block", weights: Weights, *inputs: Array) -> Array:
-    """The block's output, given its weight vector; what follows the weights is ignored."""
-    return block(_split(weights[: num_weights(block)], block.shapes), *inputs)
+    """The block's output, given its weight vector; what follows the weights is ignored.
+
+    The weights are used in the precision of the inputs.
+    """
+    weights = weights[: num_weights(block)].astype(inputs[0].dtype)
+    return block(_split(weights, block.shapes), *inputs)
 
 
 @functools.cache
@@ -73,24 +77,22 @@ class Convolution:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class SeparableConvolution:
-    """ReLU, depthwise convolution, 1x1 convolution."""
+class DepthwiseConvolution:
+    """ReLU, depthwise convolution with padding that keeps the size at stride 1."""
 
     kernel: int
     dilation: int
     stride: int
-    inputs: int
-    outputs: int
+    channels: int
 
     @property
     def shapes(self) -> tuple[Shape, ...]:
-        """The depthwise kernel and the 1x1 kernel."""
-        return ((self.kernel, self.kernel, self.inputs), (self.inputs, self.outputs))
+        """The kernel."""
+        return ((self.kernel, self.kernel, self.channels),)
 
     def __call__(self, weights: Sequence[Array], x: Map) -> Map:
         """The convolved map."""
-        x = convolutions.depthwise(jax.nn.relu(x), weights[0], self.stride, self.dilation)
-        return convolutions.pointwise(x, weights[1])
+        return convolutions.depthwise(jax.nn.relu(x), weights[0], self.stride, self.dilation)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -342,7 +344,7 @@ class Concatenate:
 
 Block = (
     Convolution
-    | SeparableConvolution
+    | DepthwiseConvolution
     | FactorizedReduction
     | BatchNorm
     | Attention

@@ -142,7 +142,8 @@ def _strided_by_blocks(x: Map, w: Array, stride: Pair, padding: Pair) -> Map:
     out = [(x.shape[1 + i] + 2 * padding[i] - w.shape[i]) // stride[i] + 1 for i in range(2)]
     size = [out[i] + kernel[i] - 1 for i in range(2)]
     far = [size[i] * stride[i] - x.shape[1 + i] - padding[i] for i in range(2)]
-    padded = lax.pad(x, 0.0, ((0, 0, 0), (padding[0], far[0], 0), (padding[1], far[1], 0), (0, 0, 0)))
+    zero = jnp.zeros((), x.dtype)
+    padded = lax.pad(x, zero, ((0, 0, 0), (padding[0], far[0], 0), (padding[1], far[1], 0), (0, 0, 0)))
     pixels = padded.reshape(batch, size[0], stride[0], size[1], stride[1], channels)
     pixels = pixels.transpose(0, 1, 3, 2, 4, 5).reshape(batch, *size, -1)
     taps = jnp.pad(w, [*((0, kernel[i] * stride[i] - w.shape[i]) for i in range(2)), (0, 0), (0, 0)])
@@ -176,14 +177,14 @@ def _shifted_backward(stride, dilation, residuals, g):
     kernel, size, out = w.shape[0], x.shape[1], g.shape[1]
     pad = (kernel - 1) * dilation // 2
     rest = size - 1 - stride * (out - 1)
-    spread = g
+    spread, zero = g, jnp.zeros((), g.dtype)
     if stride > 1:
-        spread = lax.pad(g, 0.0, ((0, 0, 0), (0, rest, stride - 1), (0, rest, stride - 1), (0, 0, 0)))
+        spread = lax.pad(g, zero, ((0, 0, 0), (0, rest, stride - 1), (0, rest, stride - 1), (0, 0, 0)))
     views = _shifts(pad_map(spread, pad), kernel, dilation, 1, size)
     dx = functools.reduce(jnp.add, [view * w[kernel - 1 - i, kernel - 1 - j] for (i, j), view in views])
     # one pass over the map for all taps: a variadic reduction over height and width, then the batch
     products = tuple(view * g for _, view in _shifts(pad_map(x, pad), kernel, dilation, stride, out))
-    zeros = (jnp.zeros((), x.dtype),) * len(products)
+    zeros = (zero,) * len(products)
     sums = lax.reduce(products, zeros, lambda a, b: tuple(u + v for u, v in zip(a, b, strict=True)), (1, 2))
     dw = jnp.stack([s.sum(0) for s in sums]).reshape(w.shape)
     return dx, dw

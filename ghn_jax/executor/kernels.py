@@ -2,6 +2,8 @@
 
 Feature maps are [batch, height, width, channel]. On the CPU XLA's window reductions are slow (the gradient of a
 max-pool 5 times), as is what autodiff makes of norms and attention. Both forms compute the same function.
+
+Maps may be bfloat16: statistics and probabilities are then computed in float32.
 """
 
 import functools
@@ -59,11 +61,17 @@ def batch_norm(x: Map, scale: Vector, bias: Vector) -> Map:
     """Normalises each channel by the statistics of the batch (biased variance, epsilon 1e-5)."""
     mean, inverse = _moments(x)
     gain = inverse * scale
-    return x * gain + (bias - mean * gain)
+    return (x * gain + (bias - mean * gain)).astype(x.dtype)
+
+
+def _wide(x: Array) -> Array:
+    """At least float32."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def _moments(x: Map) -> tuple[Vector, Vector]:
     """Mean and inverse deviation of each channel, in one pass over the map."""
+    x = _wide(x)
     mean = x.mean((0, 1, 2))
     variance = jnp.maximum((x * x).mean((0, 1, 2)) - mean * mean, 0.0)
     return mean, lax.rsqrt(variance + _EPSILON)
@@ -76,6 +84,7 @@ def _norm_forward(x, scale, bias):
 def _norm_backward(residuals, g):
     x, scale = residuals
     mean, inverse = _moments(x)
+    dtype, x, g = x.dtype, _wide(x), _wide(g)
     count = x.shape[0] * x.shape[1] * x.shape[2]
     dbias = g.sum((0, 1, 2))
     dscale = ((g * x).sum((0, 1, 2)) - mean * dbias) * inverse
@@ -83,7 +92,7 @@ def _norm_backward(residuals, g):
     gain = inverse * scale
     b = -gain * inverse * dscale / count
     c = -gain * dbias / count - mean * b
-    return g * gain + x * b + c, dscale, dbias
+    return (g * gain + x * b + c).astype(dtype), dscale.astype(dtype), dbias.astype(dtype)
 
 
 batch_norm.defvjp(_norm_forward, _norm_backward)
@@ -94,8 +103,8 @@ def layer_norm(
     x: Float[Array, "token channel"], scale: Vector, bias: Vector
 ) -> Float[Array, "token channel"]:
     """Normalises the channels of each token (epsilon 1e-5)."""
-    normalized, _ = _standardized(x)
-    return normalized * scale + bias
+    normalized, _ = _standardized(_wide(x))
+    return (normalized * scale + bias).astype(x.dtype)
 
 
 def _standardized(x: Array) -> tuple[Array, Array]:
@@ -112,11 +121,12 @@ def _layer_norm_forward(x, scale, bias):
 def _layer_norm_backward(residuals, g):
     """Written out, since what autodiff makes of it takes XLA:CPU ten times as long."""
     x, scale = residuals
-    normalized, inverse = _standardized(x)
+    dtype, g = x.dtype, _wide(g)
+    normalized, inverse = _standardized(_wide(x))
     gain = g * scale
     along = (gain * normalized).mean(-1, keepdims=True)
     dx = inverse * (gain - gain.mean(-1, keepdims=True) - normalized * along)
-    return dx, (g * normalized).sum(0), g.sum(0)
+    return tuple(d.astype(dtype) for d in (dx, (g * normalized).sum(0), g.sum(0)))
 
 
 layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)
@@ -150,16 +160,27 @@ attention.defvjp(_attention_forward, _attention_backward)
 
 
 def _attend(function, *operands: Heads):
-    """Applies a function of (sequence, token, c) arrays to each head; on the CPU a few at a time, to stay in cache."""
+    """Applies a function of (sequence, token, c) arrays to each head.
+
+    On the CPU a few heads at a time, to stay in cache, and two times a few: XLA runs products of small matrices on one
+    core each.
+    """
     batch, tokens, heads, width = operands[0].shape
     group = math.gcd(batch * heads, 32 if on_cpu() else batch * heads)
-    split = [x.transpose(0, 2, 1, 3).reshape(-1, group, tokens, width) for x in operands]
-    out = lax.map(lambda xs: function(*xs), split)
+    lanes = math.gcd(batch * heads // group, 2)
+    split = [x.transpose(0, 2, 1, 3).reshape(-1, lanes, group, tokens, width) for x in operands]
+
+    def apply(xs: list[Array]):
+        outputs = [function(*(x[lane] for x in xs)) for lane in range(lanes)]
+        return jax.tree.map(lambda *parts: jnp.stack(parts), *outputs)
+
+    out = lax.map(apply, split)
     return jax.tree.map(lambda x: x.reshape(batch, heads, tokens, width).transpose(0, 2, 1, 3), out)
 
 
 def _probabilities(q: Array, k: Array) -> Array:
-    return jax.nn.softmax(jnp.einsum("nqc,nkc->nqk", q * q.shape[-1] ** -0.5, k), axis=-1)
+    scores = jnp.einsum("nqc,nkc->nqk", q * q.shape[-1] ** -0.5, k)
+    return jax.nn.softmax(_wide(scores), axis=-1).astype(q.dtype)
 
 
 def _mix(q: Array, k: Array, v: Array) -> Array:

@@ -138,12 +138,13 @@ class Builder:
         shape1, shape2 = (x.channels.size, 1, kernel, kernel), (out.size, x.channels.size, 1, 1)
         node1 = self._node(primitive, x.sources, depthwise, shape1)
         node2 = self._node("conv", (node1,), pointwise, shape2)
-        block = blocks.SeparableConvolution(kernel, dilation, stride, x.channels.padded_size, out.padded_size)
-        weights = (
-            _Weight(depthwise, shape1, node1, Layout((kernel, kernel), None, x.channels)),
-            _Weight(pointwise, shape2, node2, Layout((1, 1), x.channels, out)),
-        )
-        return self._emit(block, (x,), weights, (node2,), out, -(-x.size // stride))
+        size = -(-x.size // stride)
+        block = blocks.DepthwiseConvolution(kernel, dilation, stride, x.channels.padded_size)
+        weight = _Weight(depthwise, shape1, node1, Layout((kernel, kernel), None, x.channels))
+        y = self._emit(block, (x,), (weight,), (node1,), x.channels, size)
+        block = blocks.Convolution((1, 1), x.channels.padded_size, out.padded_size, relu=False)
+        weight = _Weight(pointwise, shape2, node2, Layout((1, 1), x.channels, out))
+        return self._emit(block, (y,), (weight,), (node2,), out, size)
 
     def factorized_reduction(self, x: Value, out: Axis, name: str) -> Value:
         """Halves the resolution by two 1x1 convolutions side by side."""

@@ -6,9 +6,10 @@ computes again what it needs from the block's inputs, so registers are all that 
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
+import jax.core
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
@@ -88,7 +89,8 @@ def loss_and_gradient(
     """Runs the network forward and backward.
 
     Args:
-      program, flat, images: as for `logits`.
+      program, flat, images: as for `logits`. The network computes in the precision of the images; loss, logits and
+        gradient are in that of `flat`.
       labels: class of each image.
       dropout_key: a PRNG key, for dropout in the classifier; None leaves dropout out.
       label_smoothing: share of the target that is spread evenly over the classes.
@@ -178,25 +180,30 @@ def pull_back(block: Block, w: Array, g: Array, inputs: list[Array]) -> tuple[Ar
     """Gradients of a block's piece of the flat vector, and of its inputs."""
     if isinstance(block, blocks.Add):
         return w, (g, g)
-    return _compiled(_backward, block, w)(block, w, g, *inputs)
+    return _call(_backward, block, w, g, *inputs)
 
 
 def forward_block(block: Block, w: Array, *inputs: Array) -> Array:
     """The output of a block, given its piece of the flat vector."""
-    return _compiled(blocks.apply, block, w)(block, w, *inputs)
+    return _call(blocks.apply, block, w, *inputs)
 
 
 # -- compiled functions: one program per block (or size) and shape of its arrays --------------------------------
 
 
-def _compiled(function: Callable, block: Block, w: Array) -> Callable:
-    """The function compiled for a block; as it is where a larger program is being traced."""
-    return function if isinstance(w, jax.core.Tracer) else _jitted(function, block)
+def _call(function: Callable, block: Block, *arrays: Array) -> Any:
+    """function(block, *arrays), compiled; as it is where a larger program is being traced."""
+    if isinstance(arrays[0], jax.core.Tracer):
+        return function(block, *arrays)
+    return _compiled(function, block, arrays[0].sharding, *(x.aval for x in arrays))(*arrays)
 
 
 @functools.cache
-def _jitted(function: Callable, block: Block) -> Callable:
-    return jax.jit(function, static_argnums=0, compiler_options=options_for(block))
+def _compiled(function: Callable, block: Block, sharding: Any, *avals: Any) -> Callable:
+    """Compiled ahead of time, since jit would also keep what it compiled from: five times the memory."""
+    abstract = [jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding) for a in avals]
+    jitted = jax.jit(functools.partial(function, block), compiler_options=options_for(block))
+    return jitted.lower(*abstract).compile()
 
 
 def _backward(block: Block, w: Array, g: Array, *inputs: Array) -> tuple[Array, tuple[Array, ...]]:
@@ -215,8 +222,9 @@ def _loss(out: Logits, labels: Array, label_smoothing: float) -> tuple[Array, Lo
         )
         return -(target * jax.nn.log_softmax(out)).sum(-1).mean()
 
-    loss, gradient = jax.value_and_grad(cross_entropy)(out)
-    return loss, out, gradient
+    wide = out.astype(jnp.promote_types(out.dtype, jnp.float32))
+    loss, gradient = jax.value_and_grad(cross_entropy)(wide)
+    return loss, wide, gradient.astype(out.dtype)
 
 
 @functools.partial(jax.jit, static_argnums=2)

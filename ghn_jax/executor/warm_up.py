@@ -25,10 +25,10 @@ Signature = tuple[Block, tuple[Shape, ...]]
 
 
 class WarmUp:
-    """Compiles, once, whatever the networks given to it need on some devices for images of one shape."""
+    """Compiles, once, whatever the networks given to it need on some devices for images of one shape and precision."""
 
-    def __init__(self, images: Shape, devices: Sequence[Any]):
-        self._images, self._devices = images, devices
+    def __init__(self, images: Shape, devices: Sequence[Any], dtype: Any = jnp.float32):
+        self._images, self._devices, self._dtype = images, devices, dtype
         self._seen: set[Signature] = set()
         self._pool = concurrent.futures.ThreadPoolExecutor(os.cpu_count())
 
@@ -41,7 +41,9 @@ class WarmUp:
                     self._seen.add(signature)
                     new.append(signature)
         jobs = [
-            self._pool.submit(_compile, signature, device) for signature in new for device in self._devices
+            self._pool.submit(_compile, signature, device, self._dtype)
+            for signature in new
+            for device in self._devices
         ]
         for job in jobs:
             job.result()
@@ -67,14 +69,15 @@ def output_shape(block: Block, inputs: tuple[Shape, ...]) -> Shape:
     return jax.eval_shape(functools.partial(blocks.apply, block), weights, *arrays).shape
 
 
-def _compile(signature: Signature, device: Any) -> None:
+def _compile(signature: Signature, device: Any, dtype: Any) -> None:
     """Runs a block once, on zeros on the device: the surest way to what later calls will look up."""
     block, shapes = signature
 
-    def zeros(shape: Shape) -> Array:
-        return jax.device_put(np.zeros(shape, np.float32), device)
+    def zeros(shape: Shape, dtype: Any) -> Array:
+        return jax.device_put(np.zeros(shape, dtype), device)
 
-    weights, inputs = zeros((blocks.piece_size(block),)), [zeros(shape) for shape in shapes]
+    weights = zeros((blocks.piece_size(block),), np.float32)
+    inputs = [zeros(shape, dtype) for shape in shapes]
     if isinstance(block, blocks.Dropout):
         inputs.append(jax.device_put(jax.random.key(0), device))
     run.pull_back(block, weights, run.forward_block(block, weights, *inputs), inputs)

@@ -21,6 +21,7 @@ from ghn_jax.training import fused, meta, prepare
 from ghn_jax.training.meta import GHNStep, Metrics, TrainState
 
 EXECUTORS = ("auto", "blocks", "fused")
+PRECISIONS = ("float32", "bfloat16")
 
 
 class Setting(NamedTuple):
@@ -29,6 +30,7 @@ class Setting(NamedTuple):
     Attributes:
       ghn: the pmapped functions of the GHN, over the devices of all processes.
       images: shape of the images that a network runs on at a time.
+      precision: of the networks' computations, one of PRECISIONS; parameters and gradients are float32.
     """
 
     config: GHNConfig
@@ -36,6 +38,7 @@ class Setting(NamedTuple):
     ghn: GHNStep
     images: tuple[int, int, int, int]
     label_smoothing: float
+    precision: str = "float32"
 
 
 class Executor(Protocol):
@@ -55,12 +58,16 @@ class Executor(Protocol):
 def make_executor(name: str, setting: Setting, batch_size: int) -> Executor:
     """The executor called `name`, one of EXECUTORS; "auto" is blocks.
 
-    Raises ValueError for micro-batches with fused.
+    Raises ValueError for micro-batches or another precision than float32 with fused.
     """
     if name == "fused":
         if setting.images[0] != batch_size:
             raise ValueError(
                 f"`micro_batch_size` (={setting.images[0]}) is for the executor blocks: leave it out, or use that"
+            )
+        if setting.precision != "float32":
+            raise ValueError(
+                f"`precision` (={setting.precision}) is for the executor blocks: leave it out, or use that"
             )
         return _Fused(setting)
     return _Blocks(setting)
@@ -69,7 +76,7 @@ def make_executor(name: str, setting: Setting, batch_size: int) -> Executor:
 class _Blocks:
     def __init__(self, setting: Setting):
         self._setting = setting
-        self._warm_up = WarmUp(setting.images, jax.local_devices())
+        self._warm_up = WarmUp(setting.images, jax.local_devices(), setting.precision)
 
     def prepare(self, drawn: MetaBatch) -> prepare.PreparedBatch:
         self._warm_up(network.program for network in drawn.networks)
@@ -77,6 +84,7 @@ class _Blocks:
         return prepare.prepare(drawn.networks, config, templates, jax.device_count(), own_devices())
 
     def step(self, state, batch, images, labels, dropout_key):
+        images = images.astype(self._setting.precision)
         xs, ys = ([jax.device_put(array, d) for d in jax.local_devices()] for array in (images, labels))
         smoothing, micro_batch = self._setting.label_smoothing, self._setting.images[0]
         return meta.meta_step(self._setting.ghn, state, batch, xs, ys, dropout_key, smoothing, micro_batch)

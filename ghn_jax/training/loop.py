@@ -69,7 +69,9 @@ def _train(options: TrainOptions) -> None:
     )
     size = (options.micro_batch_size or options.batch_size, dataset.image_size, dataset.image_size, 3)
     ghn_step = meta.make_ghn_step(ghn_config, templates, optimizer, jax.devices())
-    setting = executors.Setting(ghn_config, templates, ghn_step, size, options.label_smoothing or 0.0)
+    setting = executors.Setting(
+        ghn_config, templates, ghn_step, size, options.label_smoothing or 0.0, options.precision
+    )
     executor = executors.make_executor(options.executor, setting, options.batch_size)
     init_key, image_key, dropout_key = jax.random.split(jax.random.key(options.seed), 3)
     state = meta.init_state(ghn_config, optimizer, init_key)
@@ -174,7 +176,8 @@ def _train(options: TrainOptions) -> None:
 
 def _check_same_run(options: TrainOptions, saved: dict[str, Any]) -> None:
     now = options.identity()
-    differences = [f"--{k} was {saved.get(k)}, is {v}" for k, v in now.items() if saved.get(k) != v]
+    before = {name: saved.get(name, getattr(TrainOptions, name)) for name in now}  # an option may be new
+    differences = [f"--{k} was {before[k]}, is {v}" for k, v in now.items() if before[k] != v]
     if differences and not options.change_options:
         raise ValueError(
             f"`workdir` (={str(options.workdir)!r}) holds a run with other options ({'; '.join(differences)}): "

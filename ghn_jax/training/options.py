@@ -8,7 +8,7 @@ from typing import Any
 from datasets.loading import check_name
 from ghn_jax.config import PRESETS
 from ghn_jax.errors import unknown_name
-from ghn_jax.training.executors import EXECUTORS
+from ghn_jax.training.executors import EXECUTORS, PRECISIONS
 
 _DEFAULTS = {
     "cifar10": {"meta_batch_size": 8, "batch_size": 64, "epochs": 300},  # published
@@ -58,6 +58,8 @@ class TrainOptions:
     """Processes that decode the images of a streamed set; 0 decodes in threads."""
     executor: str = "auto"
     """How networks are run: blocks, each kind of block compiled once; fused, one program per family; auto is blocks."""
+    precision: str = "float32"
+    """What networks compute in: float32 or bfloat16; parameters, gradients and the GHN are float32 all the same."""
     log_every: int = 10
     """Steps between two progress lines; metrics.jsonl has every step."""
     checkpoint_every: int = 100
@@ -87,6 +89,8 @@ class TrainOptions:
             raise unknown_name("preset", self.preset, PRESETS)
         if self.executor not in EXECUTORS:
             raise unknown_name("executor", self.executor, EXECUTORS)
+        if self.precision not in PRECISIONS:
+            raise unknown_name("precision", self.precision, PRECISIONS)
         defaults: dict[str, Any] = {"label_smoothing": 0.0}
         defaults |= dict(_DEFAULTS.get(self.dataset, _DEFAULTS["imagenet"]))
         defaults |= {"meta_batch_size": 1} if self.preset == "ghn1" else {}
@@ -135,4 +139,4 @@ class TrainOptions:
             "weight_decay",
             "label_smoothing",
         )
-        return {name: getattr(self, name) for name in (*names, "clip", "seed", "executor")}
+        return {name: getattr(self, name) for name in (*names, "clip", "seed", "executor", "precision")}
