@@ -7,6 +7,7 @@ of an average architecture as far as these blocks make it up.
 """
 
 import collections
+import functools
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
@@ -18,7 +19,7 @@ import tyro
 from jaxtyping import Array
 
 from ghn_jax import sampling
-from ghn_jax.executor import blocks
+from ghn_jax.executor import blocks, run
 from ghn_jax.executor.compiler_options import Options, options_for
 from ghn_jax.executor.warm_up import Signature, output_shape, signatures
 from ghn_jax.lowering import CIFAR_SIZE
@@ -71,16 +72,11 @@ def functions(
     def normal(shape: blocks.Shape) -> Array:
         return jnp.asarray(rng.standard_normal(shape), jnp.float32)
 
-    def forward(weights: Array, *inputs: Array) -> Array:
-        return blocks.apply(block, weights, *inputs)
-
-    def backward(g: Array, weights: Array, *inputs: Array):
-        return jax.vjp(forward, weights, *inputs)[1](g)
-
-    arguments = normal((blocks.piece_size(block),)), *map(normal, shapes)
-    yield forward, arguments
+    weights, *inputs = normal((blocks.piece_size(block),)), *map(normal, shapes)
+    yield functools.partial(blocks.apply, block), (weights, *inputs)
     if not isinstance(block, blocks.Add):
-        yield backward, (normal(output_shape(block, shapes)), *arguments)
+        gradient = normal(output_shape(block, shapes))
+        yield functools.partial(run.backward, block), (weights, gradient, *inputs)
 
 
 def measure(

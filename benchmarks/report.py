@@ -17,6 +17,9 @@ import subprocess
 import sys
 from typing import Any
 
+from ghn_jax import commands
+from ghn_jax.errors import unknown_name
+
 _DIRECTORY = pathlib.Path(__file__).parents[1] / "docs" / "measured"
 _PACKAGES = ("jax", "jaxlib", "flax", "numpy")
 
@@ -25,6 +28,10 @@ def main(arguments: list[str]) -> None:
     """Runs the benchmarks named before `--` with the options after it; ends with the exit code of one that fails."""
     cut = arguments.index("--") if "--" in arguments else len(arguments)
     names, options = arguments[:cut], arguments[cut + 1 :]
+    for name in names:
+        if not pathlib.Path(__file__).with_name(f"{name}.py").exists():
+            known = sorted(path.stem for path in pathlib.Path(__file__).parent.glob("[a-z]*.py"))
+            raise unknown_name("benchmark", name, known)
     for name in names:
         command = ["-m", f"benchmarks.{name}", *options]
         print(f"python {' '.join(command)}", flush=True)
@@ -103,4 +110,5 @@ def _without_paths(options: list[str]) -> str:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    with commands.errors_as_lines():
+        main(sys.argv[1:])

@@ -1,7 +1,7 @@
 """How XLA is to compile for the CPU.
 
 Its defaults are made for one program of large matrices. Blocks are small and there are hundreds of them: with these
-options they compile in half the time, and run as fast, dense convolutions of few channels twice as fast
+options they compile in two thirds of the time, and run as fast, dense convolutions of few channels up to twice as fast
 (`python -m benchmarks.compilation`).
 """
 

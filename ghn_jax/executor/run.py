@@ -180,7 +180,7 @@ def pull_back(block: Block, w: Array, g: Array, inputs: list[Array]) -> tuple[Ar
     """Gradients of a block's piece of the flat vector, and of its inputs."""
     if isinstance(block, blocks.Add):
         return w, (g, g)
-    return _call(_backward, block, w, g, *inputs)
+    return _call(backward, block, w, g, *inputs)
 
 
 def forward_block(block: Block, w: Array, *inputs: Array) -> Array:
@@ -206,7 +206,8 @@ def _compiled(function: Callable, block: Block, sharding: Any, *avals: Any) -> C
     return jitted.lower(*abstract).compile()
 
 
-def _backward(block: Block, w: Array, g: Array, *inputs: Array) -> tuple[Array, tuple[Array, ...]]:
+def backward(block: Block, w: Array, g: Array, *inputs: Array) -> tuple[Array, tuple[Array, ...]]:
+    """As `pull_back`, not compiled, and for every block alike."""
     maps = [x for x in inputs if jnp.issubdtype(x.dtype, jnp.floating)]
     rest = inputs[len(maps) :]
     _, vjp = jax.vjp(lambda w, *maps: blocks.apply(block, w, *maps, *rest), w, *maps)
