@@ -142,7 +142,7 @@ class Machine:
         operands = self._operands(cases[0])
         traced = jax.jit(function, donate_argnums=0).lower(self._memory, needs[0].table, *operands)
         start = time.perf_counter()
-        self._compiled = traced.compile(compiler_options=options_for())
+        self._compiled = traced.compile(compiler_options=options_for("fused"))
         self.seconds = time.perf_counter() - start
 
     def _operands(self, case: Case) -> Operands:

@@ -23,6 +23,7 @@ from ghn_jax.executor.warm_up import WarmUp
 from ghn_jax.lowering import lower
 from ghn_jax.templates import deepnets_templates
 from ghn_jax.training import meta, prepare
+from ghn_jax.training.pmapped import replicate
 
 _BATCH = 64
 
@@ -74,7 +75,7 @@ class Ours:
         devices = jax.local_devices()[:1]
         self._ghn = meta.make_ghn_step(self._config, self._templates, optimizer, devices)
         state = meta.init_state(self._config, optimizer, jax.random.key(0))
-        self._state = jax.tree.map(lambda x: x[None], state)
+        self._state = replicate(state, devices)
         rng = np.random.default_rng(0)
         self._images = jax.device_put(rng.standard_normal((_BATCH, 32, 32, 3), np.float32), devices[0])
         self._labels = jax.device_put(jnp.asarray(rng.integers(0, 10, _BATCH)), devices[0])

@@ -36,6 +36,7 @@ from ghn_jax.pretrained import TrainedGHN
 from ghn_jax.targets import NAMES, target
 from ghn_jax.templates import deepnets_templates
 from ghn_jax.training import meta, prepare
+from ghn_jax.training.pmapped import replicate
 
 TOLERANCE = {
     "graphs": 0.0,
@@ -288,8 +289,8 @@ def training_steps(
     optimizer = meta.make_optimizer(1e-3, weight_decay=1e-5, clip=5.0)
     params = jax.tree.map(jnp.asarray, golden_params(config))
     zero = jnp.zeros((), jnp.int32)
-    state = jax.tree.map(lambda x: x[None], meta.TrainState(params, optimizer.init(params), zero, zero))
     devices = jax.local_devices()[:1]
+    state = replicate(meta.TrainState(params, optimizer.init(params), zero, zero), devices)
     ghn = meta.make_ghn_step(config, templates, optimizer, devices)
     for step in steps:
         networks = tuple(lower(Architecture.from_dict(nets[i][1])) for i in step["nets"])

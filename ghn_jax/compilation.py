@@ -1,7 +1,5 @@
 """Counts XLA compilations, and keeps them on disk for the next run."""
 
-import contextlib
-import ctypes
 import os
 import pathlib
 
@@ -54,9 +52,3 @@ def use_persistent_cache(directory: pathlib.Path | None = None) -> None:
     jax.config.update("jax_compilation_cache_dir", str(directory or default_cache_dir()))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-
-
-def release_freed_memory() -> None:
-    """Gives back to the system what the compiler has freed; glibc would keep most of it, in pieces."""
-    with contextlib.suppress(OSError, AttributeError):  # another libc has no malloc_trim
-        ctypes.CDLL(None).malloc_trim(0)

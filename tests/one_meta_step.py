@@ -9,13 +9,12 @@ import sys
 
 import jax
 import numpy as np
-from flax import jax_utils
 
 from ghn_jax import compilation, config
 from ghn_jax.architectures import Architecture, Genotype
 from ghn_jax.lowering import lower
 from ghn_jax.templates import deepnets_templates
-from ghn_jax.training import meta, prepare, processes
+from ghn_jax.training import meta, pmapped, prepare, processes
 
 CELL = (("sep_conv_3x3", 0), ("skip_connect", 1))
 NETWORKS = tuple(
@@ -37,7 +36,7 @@ def main(path: str, devices: str, coordinator: str | None = None, *who: str) -> 
         batch = prepare.prepare(networks, preset, templates, len(everywhere), own)
         optimizer = meta.make_optimizer(1e-3, 1e-5, 5.0)
         ghn = meta.make_ghn_step(preset, templates, optimizer, everywhere)
-        state = jax_utils.replicate(meta.init_state(preset, optimizer, jax.random.key(0)), here)
+        state = pmapped.replicate(meta.init_state(preset, optimizer, jax.random.key(0)), everywhere)
         rng = np.random.default_rng(0)
         images = rng.standard_normal((8, 32, 32, 3)).astype(np.float32)
         labels = rng.integers(0, 10, 8).astype(np.int32)

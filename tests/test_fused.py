@@ -17,7 +17,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import jax_utils
 
 from benchmarks.executor_equality import make_case
 from ghn_jax import config, sampling
@@ -29,7 +28,7 @@ from ghn_jax.layouts import flatten
 from ghn_jax.lowering import lower
 from ghn_jax.templates import deepnets_templates
 from ghn_jax.training import fused as fused_training
-from ghn_jax.training import meta, prepare
+from ghn_jax.training import meta, pmapped, prepare
 
 IMAGES = (4, 32, 32, 3)
 CELL = (
@@ -168,10 +167,10 @@ class Setting:
         self.templates = tuple(form for form in forms if form.height <= 3 >= form.width)  # fewer to compile
         optimizer = meta.make_optimizer(1e-3, 1e-5, 5.0)
         self.ghn = meta.make_ghn_step(self.config, self.templates, optimizer, devices)
-        self.state = jax_utils.replicate(meta.init_state(self.config, optimizer, jax.random.key(0)), devices)
+        self.state = pmapped.replicate(meta.init_state(self.config, optimizer, jax.random.key(0)), devices)
         rng = np.random.default_rng(0)
         images, labels = rng.standard_normal(IMAGES, np.float32), rng.integers(0, 10, IMAGES[0])
-        self.images, self.labels = jax_utils.replicate((images, labels), devices)
+        self.images, self.labels = pmapped.replicate((images, labels), devices)
 
     def prepare(self, memory_size: int) -> fused_training.FusedBatch:
         networks = [lower(arch) for arch in META_BATCH]

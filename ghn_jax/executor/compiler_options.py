@@ -6,6 +6,7 @@ options they compile in two thirds of the time, and run as fast, dense convoluti
 """
 
 import functools
+from typing import Literal
 
 import jax
 
@@ -21,27 +22,28 @@ _COMMON: Options = {
     # XLA's default but for convolutions, which its older library (Eigen) does in half the time
     "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE",
 }
-_BLOCK: Options = {
-    # in one LLVM module: warm-up compiles several blocks at once anyway, and every module takes mappings of memory, of
-    # which Linux grants a process 65,530
+_ONE_MODULE: Options = {
+    # programs are compiled several at a time anyway, and every LLVM module takes mappings of memory, of which Linux
+    # grants a process 65,530
     "xla_cpu_parallel_codegen_split_count": "1"
 }
-_LEGACY_FUSIONS: Options = {"xla_cpu_use_fusion_emitters": False}
+_LEGACY_FUSIONS: Options = {
+    # the newer code generator for fusions takes twice as long, and pays only for what is mostly fusions
+    "xla_cpu_use_fusion_emitters": False
+}
 _MOSTLY_FUSIONS = (blocks.DepthwiseConvolution, blocks.Pool, blocks.TokenMLP)
 
 
-def options_for(block: Block | None = None) -> Options:
-    """Options for compiling a block, or a program of many blocks (None).
-
-    The newer code generator for fusions takes twice as long, and pays for what is mostly fusions.
+def options_for(program: Block | Literal["ghn", "fused"]) -> Options:
+    """Options for compiling a block, a function of the GHN, or the fused executor's program.
 
     Returns none for a GPU or TPU, and none that the installed XLA does not know.
     """
     options = _COMMON
-    if block is not None:
-        options = (
-            _COMMON | _BLOCK if isinstance(block, _MOSTLY_FUSIONS) else _COMMON | _BLOCK | _LEGACY_FUSIONS
-        )
+    if program != "fused":
+        options = options | _ONE_MODULE
+        if not isinstance(program, _MOSTLY_FUSIONS):
+            options = options | _LEGACY_FUSIONS
     return {name: value for name, value in options.items() if on_cpu() and _knows(name, value)}
 
 

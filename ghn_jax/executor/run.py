@@ -195,13 +195,18 @@ def _call(function: Callable, block: Block, *arrays: Array) -> Any:
     """function(block, *arrays), compiled; as it is where a larger program is being traced."""
     if isinstance(arrays[0], jax.core.Tracer):
         return function(block, *arrays)
-    return _compiled(function, block, arrays[0].sharding, *(x.aval for x in arrays))(*arrays)
+    return _compiled(function, block, arrays[0].sharding, *((x.shape, x.dtype) for x in arrays))(*arrays)
 
 
 @functools.cache
-def _compiled(function: Callable, block: Block, sharding: Any, *avals: Any) -> Callable:
-    """Compiled ahead of time, since jit would also keep what it compiled from: five times the memory."""
-    abstract = [jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding) for a in avals]
+def _compiled(
+    function: Callable, block: Block, sharding: Any, *shapes: tuple[tuple[int, ...], Any]
+) -> Callable:
+    """Compiled ahead of time, since jit would also keep what it compiled from: five times the memory.
+
+    Arrays are known by shape and type alone: an array's `aval` also tells what mesh made it, pmap's or none.
+    """
+    abstract = [jax.ShapeDtypeStruct(shape, dtype, sharding=sharding) for shape, dtype in shapes]
     jitted = jax.jit(functools.partial(function, block), compiler_options=options_for(block))
     return jitted.lower(*abstract).compile()
 

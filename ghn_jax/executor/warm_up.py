@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from ghn_jax import compilation
+from ghn_jax import memory
 from ghn_jax.executor import blocks, run
 from ghn_jax.executor.blocks import Block
 from ghn_jax.executor.program import IMAGE
@@ -49,7 +49,7 @@ class WarmUp:
         for job in jobs:
             job.result()
         if jobs:
-            compilation.release_freed_memory()
+            memory.release_freed_memory()
 
 
 def signatures(program: Program, images: Shape) -> list[Signature]:

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
 import jax
-from flax import jax_utils
 from jaxtyping import Array
 
 from ghn_jax.config import GHNConfig
@@ -19,6 +18,7 @@ from ghn_jax.sampling import MetaBatch
 from ghn_jax.templates import Template
 from ghn_jax.training import fused, meta, prepare
 from ghn_jax.training.meta import GHNStep, Metrics, TrainState
+from ghn_jax.training.pmapped import replicate
 
 EXECUTORS = ("auto", "blocks", "fused")
 PRECISIONS = ("float32", "bfloat16")
@@ -114,7 +114,7 @@ class _Fused:
         )
 
     def step(self, state, batch, images, labels, dropout_key):
-        xs, ys = jax_utils.replicate((images, labels), jax.local_devices())
+        xs, ys = replicate((images, labels), jax.devices())
         state, metrics, self._memory = fused.meta_step(
             self._setting.ghn, self._fused, state, batch, xs, ys, dropout_key, self._memory
         )

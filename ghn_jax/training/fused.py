@@ -30,7 +30,8 @@ from ghn_jax.executor.table import MAX_PLACES, Assembled, assemble, empty_table
 from ghn_jax.layouts import ROW
 from ghn_jax.models.ghn import encode
 from ghn_jax.templates import Plan, PlanSize, Template, make_plan, plan_size
-from ghn_jax.training.meta import AXIS, GHNStep, Metrics, TrainState
+from ghn_jax.training.meta import GHNStep, Metrics, TrainState
+from ghn_jax.training.pmapped import AXIS, pmapped
 from ghn_jax.training.prepare import check_divides, stack, stack_graphs
 
 _LARGEST_MAP = 56  # of a cell, for images of 224 pixels
@@ -92,7 +93,8 @@ def make_fused_step(
     instruction_sets: InstructionSets, devices: Sequence[Any], label_smoothing: float = 0.0
 ) -> FusedStep:
     """Builds the functions; they compile when first used."""
-    pmap = functools.partial(jax.pmap, axis_name=AXIS, devices=devices)
+    pmap = functools.partial(pmapped, devices=devices)
+    options = options_for("ghn")
 
     def spread(nodes, gradients, places, dropout_key):
         nodes = lax.all_gather(nodes, AXIS, tiled=True)[places]
@@ -112,28 +114,16 @@ def make_fused_step(
             ran = jnp.where(fused.is_empty(table), 0.0, jnp.stack([outcome.loss, hits]))
             return memory, scores.at[place].add(ran), outcome.gradient
 
-        return _compiled_at_first_call(pmap(execute_family, donate_argnums=(0, 1)))
+        return pmap(execute_family, options=options_for("fused"), donate_argnums=(0, 1))
 
     def collect(gradients, scores, places):
         nodes = jnp.zeros_like(gradients.nodes).at[places].add(gradients.nodes)
         nodes, scores = lax.psum_scatter((nodes, scores), AXIS, tiled=True)
         return gradients._replace(nodes=nodes), scores[:, 0], scores[:, 1]
 
-    return FusedStep(pmap(spread, in_axes=(0, 0, 0, None)), execute, pmap(collect))
-
-
-def _compiled_at_first_call(pmapped: Any) -> Callable:
-    """A pmapped function of arguments that keep their shapes, compiled with our options (pmap takes none)."""
-
-    compiled = None
-
-    def call(*args):
-        nonlocal compiled
-        if compiled is None:
-            compiled = pmapped.lower(*args).compile(compiler_options=options_for())
-        return compiled(*args)
-
-    return call
+    return FusedStep(
+        pmap(spread, options=options, in_axes=(0, 0, 0, None)), execute, pmap(collect, options=options)
+    )
 
 
 def memory_size(images: tuple[int, ...]) -> int:
@@ -160,16 +150,16 @@ def meta_step(
 ) -> tuple[TrainState, Metrics, Float[Array, "device place"]]:
     """As `ghn_jax.training.meta.meta_step`; the memory, from `make_memory`, is handed on from step to step."""
     graphs = batch.graphs
-    nodes, gradients = ghn.embed(state.params, graphs, batch.max_nodes)
+    nodes, gradients = ghn.embed(state.params, graphs, max_nodes=batch.max_nodes)
     nodes, gradients, scores, keys = step.spread(nodes, gradients, batch.places, dropout_key)
     for number, slot in enumerate(batch.slots):
-        flat = ghn.decode(state.params, nodes, number, slot.plans)
+        flat = ghn.decode(state.params, nodes, np.int32(number), slot.plans)
         memory, scores, flat_gradient = step.execute(slot.family, slot.plans.flat_size)(
             memory, scores, slot.tables, flat, images, labels, keys, slot.places
         )
-        gradients = ghn.pull_back(state.params, nodes, number, slot.plans, flat_gradient, gradients)
+        gradients = ghn.pull_back(state.params, nodes, np.int32(number), slot.plans, flat_gradient, gradients)
     gradients, losses, hits = step.collect(gradients, scores, batch.places)
-    return *ghn.update(state, graphs, batch.max_nodes, gradients, losses, hits), memory
+    return *ghn.update(state, graphs, gradients, losses, hits, max_nodes=batch.max_nodes), memory
 
 
 def prepare(

@@ -6,7 +6,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from flax import jax_utils
 from jax.experimental import multihost_utils
 
 from datasets.images import ImageDataset
@@ -19,6 +18,7 @@ from ghn_jax.templates import deepnets_templates
 from ghn_jax.training import executors, feed, meta, prepare, processes
 from ghn_jax.training.checkpoint import RunCheckpoints
 from ghn_jax.training.options import TrainOptions
+from ghn_jax.training.pmapped import replicate, unreplicate
 from ghn_jax.training.progress import Clock, MetricsFile
 
 _VAL_BATCHES = 10
@@ -97,10 +97,10 @@ def _train(options: TrainOptions) -> None:
         options.num_workers,
     )
     metrics = MetricsFile(options.workdir / "metrics.jsonl" if leads else None, first_step)
-    state = jax_utils.replicate(state, jax.local_devices())
+    state = replicate(state, jax.devices())
 
     def save() -> None:
-        single = jax.device_get(jax_utils.unreplicate(state))
+        single = unreplicate(state)
         info = _info(options, int(single.step))
         meta_data = {"options": options.identity(), "config": dataclasses.asdict(ghn_config), "info": info}
         if options.val_archs:

@@ -15,19 +15,22 @@ from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
 from ghn_jax.config import GHNConfig
 from ghn_jax.executor import run
+from ghn_jax.executor.compiler_options import options_for
 from ghn_jax.executor.program import Lowered
 from ghn_jax.models.ghn import GHN, init_params
 from ghn_jax.templates import Template
+from ghn_jax.training.pmapped import AXIS, pmapped
 from ghn_jax.training.prepare import PreparedBatch
 
-AXIS = "device"
-
 Params = dict[str, Any]
+
+_MIN_NODES = 1024
 
 
 class TrainState(NamedTuple):
@@ -73,10 +76,11 @@ class GHNStep(NamedTuple):
     """The GHN's part of a step; every function is pmapped, arrays have a leading device axis.
 
     Attributes:
-      embed: (params, graphs, max_nodes) -> node embeddings, zero gradients.
+      embed: (params, graphs, max_nodes=...) -> node embeddings, padded to a size that most meta-batches share, so that
+        the functions after it are compiled once for all; zero gradients.
       decode: (params, nodes, slot, plan) -> flat parameter vectors of the networks in a slot.
       pull_back: (params, nodes, slot, plan, gradient of the flat vectors, gradients) -> gradients.
-      update: (state, graphs, max_nodes, gradients, losses, hits) -> state, metrics.
+      update: (state, graphs, gradients, losses, hits, max_nodes=...) -> state, metrics.
     """
 
     embed: Callable
@@ -93,7 +97,7 @@ def make_ghn_step(
 ) -> GHNStep:
     """Builds the pmapped functions for a GHN configuration; they compile when first used."""
     ghn = GHN(config)
-    pmap = functools.partial(jax.pmap, axis_name=AXIS, devices=devices)
+    pmap = functools.partial(pmapped, devices=devices, options=options_for("ghn"))
 
     def node_embeddings(params: Params, graphs, max_nodes: int) -> Array:
         return cast(Array, ghn.apply({"params": params}, graphs, max_nodes, method="embed"))
@@ -102,8 +106,9 @@ def make_ghn_step(
         variables = {"params": {"decoder": decoder}}
         return cast(Array, ghn.apply(variables, nodes, plan, templates, method="decode"))
 
-    def embed(params, graphs, max_nodes):
+    def embed(params, graphs, *, max_nodes):
         nodes = node_embeddings(params, graphs, max_nodes)
+        nodes = jnp.pad(nodes, ((0, 0), (0, max(0, _MIN_NODES - max_nodes)), (0, 0)))
         zeros = _Gradients(jax.tree.map(jnp.zeros_like, params["decoder"]), jnp.zeros_like(nodes))
         return nodes, zeros
 
@@ -116,19 +121,19 @@ def make_ghn_step(
         decoder = jax.tree.map(jnp.add, gradients.decoder, d_decoder)
         return _Gradients(decoder, gradients.nodes.at[slot].add(d_nodes))
 
-    def update(state, graphs, max_nodes, gradients, losses, hits):
+    def update(state, graphs, gradients, losses, hits, *, max_nodes):
         _, vjp = jax.vjp(lambda params: node_embeddings(params, graphs, max_nodes), state.params)
-        (gradient,) = vjp(gradients.nodes)
+        (gradient,) = vjp(gradients.nodes[:, :max_nodes])
         gradient |= {"decoder": jax.tree.map(jnp.add, gradient["decoder"], gradients.decoder)}
         gradient = jax.tree.map(lambda g: jax.lax.pmean(g / len(losses), AXIS), gradient)
         loss, top1 = jax.lax.pmean((losses.mean(), 100.0 * hits.mean()), AXIS)
         return _apply(optimizer, state, gradient, loss, top1)
 
     return GHNStep(
-        embed=pmap(embed, static_broadcasted_argnums=2),
+        embed=pmap(embed),
         decode=pmap(decode, in_axes=(0, 0, None, 0)),
         pull_back=pmap(pull_back, in_axes=(0, 0, None, 0, 0, 0), donate_argnums=5),
-        update=pmap(update, static_broadcasted_argnums=2),
+        update=pmap(update),
     )
 
 
@@ -169,12 +174,12 @@ def meta_step(
     Raises OutOfMemory.
     """
     graphs = batch.graphs
-    nodes, gradients = ghn.embed(state.params, graphs, batch.max_nodes)
+    nodes, gradients = ghn.embed(state.params, graphs, max_nodes=batch.max_nodes)
     losses, hits = [], []
     for slot, (plan, networks, places) in enumerate(
         zip(batch.plans, batch.networks, batch.places, strict=True)
     ):
-        flat = ghn.decode(state.params, nodes, slot, plan)
+        flat = ghn.decode(state.params, nodes, np.int32(slot), plan)
         outcomes = []
         for shard, network, place, x, y in zip(
             flat.addressable_shards, networks, places, images, labels, strict=True
@@ -188,10 +193,11 @@ def meta_step(
             except jax.errors.JaxRuntimeError as error:
                 raise _explained(error, network, place, len(x)) from error
         flat_gradient = _stack_shards(flat, [o.gradient for o in outcomes])
-        gradients = ghn.pull_back(state.params, nodes, slot, plan, flat_gradient, gradients)
+        gradients = ghn.pull_back(state.params, nodes, np.int32(slot), plan, flat_gradient, gradients)
         losses.append([o.loss for o in outcomes])
         hits.append([_accuracy(o.logits, y) for o, y in zip(outcomes, labels, strict=True)])
-    return ghn.update(state, graphs, batch.max_nodes, gradients, _by_device(losses), _by_device(hits))
+    scores = _by_device(losses), _by_device(hits)
+    return ghn.update(state, graphs, gradients, *scores, max_nodes=batch.max_nodes)
 
 
 def _explained(error: Exception, network: Lowered, place: int, batch_size: int) -> Exception:
@@ -209,9 +215,9 @@ def _stack_shards(like: Array, shards: list[Array]) -> Array:
     return jax.make_array_from_single_device_arrays(like.shape, like.sharding, shards)
 
 
-def _by_device(scalars: list[list[Array]]) -> Array:
+def _by_device(scalars: list[list[Array]]) -> np.ndarray:
     """[slot][device] scalars as one array [device, slot]."""
-    return jnp.array([[float(scalar) for scalar in per_device] for per_device in zip(*scalars, strict=True)])
+    return np.array(scalars, np.float32).T
 
 
 @jax.jit
@@ -240,4 +246,5 @@ def step_schedule(learning_rate: float, num_steps: int) -> optax.Schedule:
 def init_state(config: GHNConfig, optimizer: optax.GradientTransformation, key: Array) -> TrainState:
     """A fresh GHN and its optimiser; not replicated."""
     params = init_params(config, key)
-    return TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32))
+    zero = jnp.zeros((), jnp.int32)
+    return TrainState(params, jax.jit(optimizer.init)(params), zero, zero)
