@@ -41,7 +41,9 @@ def train(options: TrainOptions) -> None:
 
 
 def _train(options: TrainOptions) -> None:
-    assert options.workdir and options.meta_batch_size and options.batch_size and options.epochs
+    assert (
+        options.workdir and options.meta_batch_size and options.batch_size and options.epochs and options.clip
+    )
     compilation.use_persistent_cache(options.compilation_cache)
     counter = compilation.CompilationCounter()
     counter.register()
