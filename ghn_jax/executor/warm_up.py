@@ -24,6 +24,9 @@ from ghn_jax.executor.run import Program
 Shape = tuple[int, ...]
 Signature = tuple[Block, tuple[Shape, ...]]
 
+_MANY = 50
+"""Blocks: compiling them leaves some hundred megabytes of freed memory behind."""
+
 
 class WarmUp:
     """Compiles, once, whatever the networks given to it need on some devices for images of one shape and precision."""
@@ -48,7 +51,7 @@ class WarmUp:
         ]
         for job in jobs:
             job.result()
-        if jobs:
+        if len(jobs) >= _MANY:
             memory.release_freed_memory()
 
 
