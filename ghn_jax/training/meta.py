@@ -31,6 +31,7 @@ from ghn_jax.training.prepare import PreparedBatch
 Params = dict[str, Any]
 
 _MIN_NODES = 1024
+"""Nodes to which embeddings are padded: more than almost all training architectures have."""
 
 
 class TrainState(NamedTuple):
