@@ -10,10 +10,14 @@ import ctypes
 _TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8  # of mallopt, in malloc.h
 _NEVER = -1
 
+_ANOTHER_LIBRARY = contextlib.suppress(OSError, TypeError, AttributeError)
+"""What comes of asking where there is no glibc; memory is left as it is there."""
+
 
 def reuse_freed_memory() -> None:
     """Has glibc keep freed memory and use it again, for the whole process: to be called by commands, early."""
-    with _glibc() as library:
+    with _ANOTHER_LIBRARY:
+        library = ctypes.CDLL(None)
         library.mallopt(_TRIM_THRESHOLD, _NEVER)
         library.mallopt(_MMAP_MAX, 0)
         library.mallopt(_ARENA_MAX, 1)  # others hold 64 MB at most, and leave what is larger to the first
@@ -21,12 +25,5 @@ def reuse_freed_memory() -> None:
 
 def release_freed_memory() -> None:
     """Gives back to the system what has been freed, once: after much was compiled, say."""
-    with _glibc() as library:
-        library.malloc_trim(0)
-
-
-@contextlib.contextmanager
-def _glibc():
-    """The C library; another one than glibc lacks these functions, and is left as it is."""
-    with contextlib.suppress(OSError, AttributeError):
-        yield ctypes.CDLL(None)
+    with _ANOTHER_LIBRARY:
+        ctypes.CDLL(None).malloc_trim(0)
