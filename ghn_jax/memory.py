@@ -6,9 +6,14 @@ one of them to the system, which hands it out again empty, page by page: a tenth
 
 import contextlib
 import ctypes
+import os
+import pathlib
 
 _TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8  # of mallopt, in malloc.h
 _NEVER = -1
+
+_GROWTH = 2 << 30
+"""Bytes: several times what most networks keep of 64 images, so that few of them begin in memory given back."""
 
 _ANOTHER_LIBRARY = contextlib.suppress(OSError, TypeError, AttributeError)
 """What comes of asking where there is no glibc; memory is left as it is there."""
@@ -23,7 +28,23 @@ def reuse_freed_memory() -> None:
         library.mallopt(_ARENA_MAX, 1)  # others hold 64 MB at most, and leave what is larger to the first
 
 
-def release_freed_memory() -> None:
-    """Gives back to the system what has been freed, once: after much was compiled, say."""
-    with _ANOTHER_LIBRARY:
-        ctypes.CDLL(None).malloc_trim(0)
+class FreedMemory:
+    """What `reuse_freed_memory` keeps. It comes in pieces too small for the next large network, and so it grows."""
+
+    def __init__(self):
+        self._resident = _resident()
+
+    def release_if_grown(self) -> None:
+        """Gives it back to the system if the process has grown by 2 GiB since this was last done."""
+        if _resident() - self._resident > _GROWTH:
+            with _ANOTHER_LIBRARY:
+                ctypes.CDLL(None).malloc_trim(0)
+            self._resident = _resident()
+
+
+def _resident() -> int:
+    """Bytes of memory that the process holds; 0 where the system does not say."""
+    with contextlib.suppress(OSError):
+        pages = pathlib.Path("/proc/self/statm").read_text().split()[1]
+        return int(pages) * os.sysconf("SC_PAGE_SIZE")
+    return 0

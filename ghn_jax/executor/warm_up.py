@@ -15,7 +15,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from ghn_jax import memory
 from ghn_jax.executor import blocks, run
 from ghn_jax.executor.blocks import Block
 from ghn_jax.executor.program import IMAGE
@@ -23,9 +22,6 @@ from ghn_jax.executor.run import Program
 
 Shape = tuple[int, ...]
 Signature = tuple[Block, tuple[Shape, ...]]
-
-_MANY = 50
-"""Blocks: compiling them leaves some hundred megabytes of freed memory behind."""
 
 
 class WarmUp:
@@ -51,8 +47,6 @@ class WarmUp:
         ]
         for job in jobs:
             job.result()
-        if len(jobs) >= _MANY:
-            memory.release_freed_memory()
 
 
 def signatures(program: Program, images: Shape) -> list[Signature]:

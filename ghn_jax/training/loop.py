@@ -11,7 +11,7 @@ from jax.experimental import multihost_utils
 from datasets.images import ImageDataset
 from datasets.loading import load
 from datasets.sources import StreamedDataset
-from ghn_jax import compilation, config, sampling
+from ghn_jax import compilation, config, memory, sampling
 from ghn_jax.evaluation.accuracy import network_accuracy, predict_flat
 from ghn_jax.lowering import lower
 from ghn_jax.templates import deepnets_templates
@@ -127,6 +127,7 @@ def _train(options: TrainOptions) -> None:
         f"architectures x {options.batch_size} images a step, {num_devices} device(s) -> {options.workdir}"
     )
     clock = Clock(first_step, last_step)
+    freed_memory = memory.FreedMemory()
     with (
         contextlib.closing(metrics),
         contextlib.closing(next_images),
@@ -146,6 +147,7 @@ def _train(options: TrainOptions) -> None:
                 ) from error
             loss, accuracy, norm = (float(value[0]) for value in measured)
             clock.tick(step + 1)
+            freed_memory.release_if_grown()
             metrics.write(
                 step=step + 1,
                 loss=loss,
