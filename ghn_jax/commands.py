@@ -15,10 +15,9 @@ Options = TypeVar("Options")
 
 def run(options: type[Options], main: Callable[[Options], None]) -> None:
     """Parses `options` from the command line and calls `main`, in `errors_as_lines`."""
-    parsed = tyro.cli(options, config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagConversionOff))
     memory.reuse_freed_memory()
     with errors_as_lines():
-        main(parsed)
+        main(tyro.cli(options, config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagConversionOff)))
 
 
 @contextlib.contextmanager

@@ -121,24 +121,27 @@ def test_named_networks_have_consistent_shapes(name: str):
 @pytest.mark.parametrize(
     ("kernel", "stride", "size", "channels"),
     [
-        ((7, 7), 1, 4, 8),  # larger than the map
-        ((5, 5), 2, 4, 8),
-        ((5, 5), 2, 7, 8),  # zeros written out
-        ((3, 3), 2, 8, 8),
-        ((1, 7), 1, 8, 8),
-        ((3, 3), 1, 8, 32),  # by columns
-        ((5, 5), 2, 12, 64),  # the kernel's gradient too
-        ((7, 1), 1, 9, 64),
-        ((3, 3), 1, 32, 128),  # the kernel's gradient only
+        ((7, 7), (1, 1), 4, 8),  # larger than the map
+        ((5, 5), (2, 2), 4, 8),  # as well
+        ((5, 5), (2, 2), 7, 8),  # phases of different sizes
+        ((3, 3), (2, 2), 8, 8),
+        ((3, 3), (3, 3), 11, 8),
+        ((1, 7), (1, 1), 8, 8),
+        ((1, 7), (1, 2), 11, 8),
+        ((3, 3), (1, 1), 8, 32),
+        ((5, 5), (2, 2), 12, 64),
+        ((7, 1), (1, 1), 9, 64),
     ],
 )
-def test_cpu_convolutions_equal_native_ones(kernel: tuple[int, int], stride: int, size: int, channels: int):
+def test_cpu_convolutions_equal_native_ones(
+    kernel: tuple[int, int], stride: tuple[int, int], size: int, channels: int
+):
     x = jax.random.normal(jax.random.key(0), (2, size, size, channels))
     w = jax.random.normal(jax.random.key(1), (*kernel, channels, max(16, channels)))
     padding = (kernel[0] // 2, kernel[1] // 2)
 
     def both(f):
-        out, pull_back = jax.vjp(lambda x, w: f(x, w, (stride, stride), padding), x, w)
+        out, pull_back = jax.vjp(lambda x, w: f(x, w, stride, padding), x, w)
         return out, *pull_back(jnp.cos(out))
 
     for ours, native in zip(both(convolutions.convolution), both(convolutions._native), strict=True):

@@ -7,6 +7,7 @@ the same function.
 
 import functools
 import math
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -83,7 +84,13 @@ def _grouped(x: Map) -> Float[Array, "group batch height width channel"]:
 
 
 def _native(x: Map, w: Array, stride: Pair, padding: Pair, dilation: int = 1, groups: int = 1) -> Map:
-    sides = [(p, p) for p in padding]
+    return _padded(x, w, [(p, p) for p in padding], stride, dilation, groups)
+
+
+def _padded(
+    x: Map, w: Array, sides: Sequence[Pair], stride: Pair = (1, 1), dilation: int = 1, groups: int = 1
+) -> Map:
+    """XLA's convolution, with the padding before and after each axis."""
     return lax.conv_general_dilated(
         x,
         w,
@@ -124,8 +131,7 @@ def _dense_backward(stride, padding, residuals, g):
     """Both gradients as forward convolutions on transposed operands, the form that XLA:CPU runs fast."""
     x, w = residuals
     if stride != (1, 1):
-        _, pull_back = jax.vjp(lambda x, w: _strided_by_blocks(x, w, stride, padding), x, w)
-        return pull_back(g)
+        return _strided_backward(x, w, g, stride, padding)
     near = (w.shape[0] - 1 - padding[0], w.shape[1] - 1 - padding[1])
     dx = _native(g, jnp.flip(w, (0, 1)).swapaxes(2, 3), (1, 1), near)
     dw = _native(x.transpose(3, 1, 2, 0), g.transpose(1, 2, 0, 3), (1, 1), padding)
@@ -135,21 +141,33 @@ def _dense_backward(stride, padding, residuals, g):
 _dense_convolution.defvjp(_dense_forward, _dense_backward)
 
 
-def _strided_by_blocks(x: Map, w: Array, stride: Pair, padding: Pair) -> Map:
-    """A strided convolution as one of stride 1: blocks of pixels, as large as the stride, become pixels."""
-    batch, _, _, channels = x.shape
-    kernel = [-(-w.shape[i] // stride[i]) for i in range(2)]  # in blocks
-    out = [(x.shape[1 + i] + 2 * padding[i] - w.shape[i]) // stride[i] + 1 for i in range(2)]
-    size = [out[i] + kernel[i] - 1 for i in range(2)]
-    far = [size[i] * stride[i] - x.shape[1 + i] - padding[i] for i in range(2)]
-    zero = jnp.zeros((), x.dtype)
-    padded = lax.pad(x, zero, ((0, 0, 0), (padding[0], far[0], 0), (padding[1], far[1], 0), (0, 0, 0)))
-    pixels = padded.reshape(batch, size[0], stride[0], size[1], stride[1], channels)
-    pixels = pixels.transpose(0, 1, 3, 2, 4, 5).reshape(batch, *size, -1)
-    taps = jnp.pad(w, [*((0, kernel[i] * stride[i] - w.shape[i]) for i in range(2)), (0, 0), (0, 0)])
-    taps = taps.reshape(kernel[0], stride[0], kernel[1], stride[1], channels, -1)
-    taps = taps.transpose(0, 2, 1, 3, 4, 5).reshape(*kernel, -1, w.shape[-1])
-    return _dense_convolution(pixels, taps, (1, 1), (0, 0))
+def _strided_backward(x: Map, w: Array, g: Map, stride: Pair, padding: Pair) -> tuple[Map, Array]:
+    """Both gradients, phase by phase: pixels at one place between strides meet the same taps, at stride 1."""
+    size = [-(-x.shape[1 + axis] // stride[axis]) for axis in range(2)]  # of a phase, the largest
+    rows, dw = [], jnp.zeros_like(w)
+    for row in range(stride[0]):
+        columns = []
+        for column in range(stride[1]):
+            shift, first = zip(
+                *(divmod(o + p, s) for o, p, s in zip((row, column), padding, stride, strict=True)),
+                strict=True,
+            )
+            places = slice(first[0], None, stride[0]), slice(first[1], None, stride[1])
+            taps = w[places]
+            pixels = x[:, row :: stride[0], column :: stride[1]]
+            # pixel t meets output t + shift - u by tap u
+            reach = [n - 1 - d for n, d in zip(taps.shape, shift, strict=False)]
+            ends = [size[i] - g.shape[1 + i] + shift[i] for i in range(2)]
+            flipped = jnp.flip(taps, (0, 1)).swapaxes(2, 3)
+            columns.append(_padded(g, flipped, list(zip(reach, ends, strict=True))))
+            ends = [g.shape[1 + i] - pixels.shape[1 + i] + reach[i] for i in range(2)]
+            d_taps = _padded(
+                pixels.transpose(3, 1, 2, 0), g.transpose(1, 2, 0, 3), list(zip(shift, ends, strict=True))
+            )
+            dw = dw.at[places].set(d_taps.transpose(1, 2, 0, 3))
+        rows.append(jnp.stack(columns, 3))
+    dx = jnp.stack(rows, 2).reshape(x.shape[0], size[0] * stride[0], size[1] * stride[1], -1)
+    return dx[:, : x.shape[1], : x.shape[2]], dw
 
 
 def depthwise(x: Map, w: Float[Array, "kh kw channel"], stride: int, dilation: int) -> Map:
