@@ -46,10 +46,16 @@ def test_training_losses(training_errors: parity.Errors, quantity: str):
 
 
 @pytest.mark.xfail(
-    reason="5.02e-3 in gnn.mlp_ve.fc.2, not explained; all other tensors are within 4e-3", strict=False
+    reason="5.02e-3: ReLUs that the rounding of the predicted parameters switches; 6e-4 in float64",
+    strict=False,
 )
 def test_training_gradients(training_errors: parity.Errors):
     quantity = "gradient norms, step 1"
+    assert max(training_errors[quantity]) <= parity.TOLERANCE[quantity]
+
+
+def test_training_gradients_in_float64(training_errors: parity.Errors):
+    quantity = "gradient norms, in float64"
     assert max(training_errors[quantity]) <= parity.TOLERANCE[quantity]
 
 

@@ -89,13 +89,13 @@ def decode(spec: DecoderSpec, weights: Weights, nodes: Embeddings, plan: Plan) -
         def decode_chunk(i, bank, t=t, template=template, own=own):
             owners, scales, row = _chunk(plan, t, template, i)
             rows = _decode_template(spec.config, template, own, nodes[owners], scales)
-            return lax.dynamic_update_slice(bank, rows, (row, 0))
+            return lax.dynamic_update_slice_in_dim(bank, rows, row, axis=0)
 
         bank = lax.fori_loop(0, _num_chunks(plan, t, template), decode_chunk, bank)
 
     def gather(i, flat):
         index = lax.dynamic_slice(plan.rows, (i * ROWS_PER_STEP,), (ROWS_PER_STEP,))
-        return lax.dynamic_update_slice(flat, bank[index], (i * ROWS_PER_STEP, 0))
+        return lax.dynamic_update_slice_in_dim(flat, bank[index], i * ROWS_PER_STEP, axis=0)
 
     return lax.fori_loop(0, _num_gathers(plan), gather, jnp.zeros_like(bank))
 
@@ -110,7 +110,7 @@ def _backward(spec: DecoderSpec, residuals, gradient: Rows):
     def scatter(i, bank):
         start = i * ROWS_PER_STEP
         index = lax.dynamic_slice(plan.rows, (start,), (ROWS_PER_STEP,))
-        return bank.at[index].add(lax.dynamic_slice(gradient, (start, 0), (ROWS_PER_STEP, ROW)))
+        return bank.at[index].add(lax.dynamic_slice_in_dim(gradient, start, ROWS_PER_STEP))
 
     bank = lax.fori_loop(0, _num_gathers(plan), scatter, jnp.zeros_like(gradient))
     d_weights, d_nodes = jax.tree.map(jnp.zeros_like, weights), jnp.zeros_like(nodes)
@@ -123,7 +123,7 @@ def _backward(spec: DecoderSpec, residuals, gradient: Rows):
             _, pull_back = jax.vjp(
                 lambda own, h: _decode_template(spec.config, template, own, h, scales), own, nodes[owners]
             )
-            d_rows = lax.dynamic_slice(bank, (row, 0), (template.chunk * template.rows, ROW))
+            d_rows = lax.dynamic_slice_in_dim(bank, row, template.chunk * template.rows)
             d_own_chunk, d_h = pull_back(d_rows)
             return jax.tree.map(jnp.add, d_own, d_own_chunk), d_nodes.at[owners].add(d_h)
 
