@@ -25,11 +25,7 @@ def main(steps: int = 2000, meta_batch_size: int = 8, batch: int = 64, seed: int
     marks = {digit * 10**power for digit in (1, 2, 5) for power in range(9)} | {steps}
     seen: set[Signature] = set()
     run, first_run = 0, 0
-    print(
-        "| step | architectures | blocks so far | new among those run since the last row |\n"
-        + "|---" * 4
-        + "|"
-    )
+    print("| step | architectures | blocks so far | new among those run since the last row |\n|" + "---|" * 4)
     for step in range(steps):
         for network in sampling.meta_batch(seed, step, meta_batch_size).networks:
             found = signatures(network.program, (batch, CIFAR_SIZE, CIFAR_SIZE, 3))

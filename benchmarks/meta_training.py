@@ -24,7 +24,7 @@ import tyro
 
 from benchmarks.public import run
 from datasets import images
-from ghn_jax import sampling
+from ghn_jax import commands, sampling
 from ghn_jax.evaluation.accuracy import summarize
 from ghn_jax.training import feed
 
@@ -49,10 +49,11 @@ def main(
       num_archs: architectures of the split val to test, with 32 channels.
       seed: that of `train.py`; the initial weights of the public GHN depend on it too.
     """
+    dataset = images.load("cifar10", data_dir)
     batches = [sampling.meta_batch(seed, step, _META_BATCH).architectures for step in range(steps)]
     tested = [dataclasses.replace(sampling.sample("val", i), C=_CHANNELS) for i in range(num_archs)]
     with tempfile.TemporaryDirectory() as folder:
-        _write_images(pathlib.Path(folder), images.load("cifar10", data_dir), steps, seed)
+        _write_images(pathlib.Path(folder), dataset, steps, seed)
         outcome = run(
             "meta_training.py",
             public,
@@ -90,4 +91,5 @@ def _write_images(folder: pathlib.Path, dataset: images.ImageDataset, steps: int
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    with commands.errors_as_lines():
+        tyro.cli(main)

@@ -10,26 +10,15 @@ import sys
 import time
 
 import torch
-from ppuda_modules import expose, network
+from ppuda_modules import expose, ghn2, network
 
 job = json.load(sys.stdin)
 expose(job["public"])
 
 from ppuda.deepnets1m.graph import Graph, GraphBatch  # noqa: E402
-from ppuda.ghn.nn import GHN  # noqa: E402
 
 torch.manual_seed(0)
-ghn = GHN(
-    max_shape=(64, 64, 11, 11),
-    num_classes=10,
-    hypernet="gatedgnn",
-    decoder="conv",
-    weight_norm=True,
-    ve=True,
-    layernorm=True,
-    hid=32,
-    debug_level=0,
-)
+ghn = ghn2()
 ghn.train()
 optimizer = torch.optim.Adam(ghn.parameters(), 1e-3, weight_decay=1e-5)
 images = torch.randn(job["batch_size"], 3, 32, 32)

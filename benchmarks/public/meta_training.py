@@ -12,13 +12,12 @@ import time
 
 import numpy as np
 import torch
-from ppuda_modules import expose, network
+from ppuda_modules import expose, ghn2, network
 
 job = json.load(sys.stdin)
 expose(job["public"])
 
 from ppuda.deepnets1m.graph import Graph, GraphBatch  # noqa: E402
-from ppuda.ghn.nn import GHN  # noqa: E402
 
 _BATCH = 64
 
@@ -75,17 +74,7 @@ def accuracy(ghn: torch.nn.Module, arguments: dict) -> float:
 
 
 torch.manual_seed(job["seed"])
-ghn = GHN(
-    max_shape=(64, 64, 11, 11),
-    num_classes=10,
-    hypernet="gatedgnn",
-    decoder="conv",
-    weight_norm=True,
-    ve=True,
-    layernorm=True,
-    hid=32,
-    debug_level=0,
-)
+ghn = ghn2()
 seconds, losses = train(ghn.train())
 ghn.eval()
 print(json.dumps({"seconds": seconds, "losses": losses, "top1": [accuracy(ghn, a) for a in job["networks"]]}))

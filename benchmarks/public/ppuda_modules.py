@@ -28,3 +28,20 @@ def network(arguments: dict, light: bool):
 
     arguments = arguments | {"genotype": genotypes.from_dict(arguments["genotype"])}
     return Network(is_imagenet_input=False, num_classes=10, light=light, **arguments)
+
+
+def ghn2():
+    """The public GHN-2 for CIFAR-10, with fresh weights."""
+    from ppuda.ghn.nn import GHN
+
+    return GHN(
+        max_shape=(64, 64, 11, 11),
+        num_classes=10,
+        hypernet="gatedgnn",
+        decoder="conv",
+        weight_norm=True,
+        ve=True,
+        layernorm=True,
+        hid=32,
+        debug_level=0,
+    )
