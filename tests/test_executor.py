@@ -128,6 +128,7 @@ def test_named_networks_have_consistent_shapes(name: str):
         ((3, 3), (3, 3), 11, 8),
         ((1, 7), (1, 1), 8, 8),
         ((1, 7), (1, 2), 11, 8),
+        ((1, 7), (2, 2), 11, 8),  # a kernel smaller than the stride
         ((3, 3), (1, 1), 8, 32),
         ((5, 5), (2, 2), 12, 64),
         ((7, 1), (1, 1), 9, 64),

@@ -143,31 +143,29 @@ _dense_convolution.defvjp(_dense_forward, _dense_backward)
 
 def _strided_backward(x: Map, w: Array, g: Map, stride: Pair, padding: Pair) -> tuple[Map, Array]:
     """Both gradients, phase by phase: pixels at one place between strides meet the same taps, at stride 1."""
-    size = [-(-x.shape[1 + axis] // stride[axis]) for axis in range(2)]  # of a phase, the largest
-    rows, dw = [], jnp.zeros_like(w)
+    size = [-(-x.shape[1 + i] // stride[i]) for i in range(2)]  # of a phase, the largest
+    kernel = jnp.pad(w, [*((0, max(0, stride[i] - w.shape[i])) for i in range(2)), (0, 0), (0, 0)])
+    rows, d_kernel = [], jnp.zeros_like(kernel)
     for row in range(stride[0]):
         columns = []
         for column in range(stride[1]):
-            shift, first = zip(
-                *(divmod(o + p, s) for o, p, s in zip((row, column), padding, stride, strict=True)),
-                strict=True,
-            )
-            places = slice(first[0], None, stride[0]), slice(first[1], None, stride[1])
-            taps = w[places]
             pixels = x[:, row :: stride[0], column :: stride[1]]
-            # pixel t meets output t + shift - u by tap u
-            reach = [n - 1 - d for n, d in zip(taps.shape, shift, strict=False)]
-            ends = [size[i] - g.shape[1 + i] + shift[i] for i in range(2)]
-            flipped = jnp.flip(taps, (0, 1)).swapaxes(2, 3)
-            columns.append(_padded(g, flipped, list(zip(reach, ends, strict=True))))
-            ends = [g.shape[1 + i] - pixels.shape[1 + i] + reach[i] for i in range(2)]
-            d_taps = _padded(
-                pixels.transpose(3, 1, 2, 0), g.transpose(1, 2, 0, 3), list(zip(shift, ends, strict=True))
+            (down, top), (right, left) = (
+                divmod(n + p, s) for n, p, s in zip((row, column), padding, stride, strict=True)
             )
-            dw = dw.at[places].set(d_taps.transpose(1, 2, 0, 3))
+            places = slice(top, None, stride[0]), slice(left, None, stride[1])
+            taps = kernel[places]
+            # pixel t meets output t + shift - u by tap u
+            shift, out = (down, right), g.shape[1:3]
+            reach = [taps.shape[i] - 1 - shift[i] for i in range(2)]
+            sides = [(reach[i], size[i] - out[i] + shift[i]) for i in range(2)]
+            columns.append(_padded(g, jnp.flip(taps, (0, 1)).swapaxes(2, 3), sides))
+            sides = [(shift[i], out[i] - pixels.shape[1 + i] + reach[i]) for i in range(2)]
+            d_taps = _padded(pixels.transpose(3, 1, 2, 0), g.transpose(1, 2, 0, 3), sides)
+            d_kernel = d_kernel.at[places].set(d_taps.transpose(1, 2, 0, 3))
         rows.append(jnp.stack(columns, 3))
     dx = jnp.stack(rows, 2).reshape(x.shape[0], size[0] * stride[0], size[1] * stride[1], -1)
-    return dx[:, : x.shape[1], : x.shape[2]], dw
+    return dx[:, : x.shape[1], : x.shape[2]], d_kernel[: w.shape[0], : w.shape[1]]
 
 
 def depthwise(x: Map, w: Float[Array, "kh kw channel"], stride: int, dilation: int) -> Map:

@@ -182,12 +182,12 @@ def _traverse(
     block = math.gcd(count, BLOCK)
     num_blocks = (num_nodes + block - 1) // block
     reach = jnp.array(order.reach, hops.dtype)[:, None, None]
-    width, dtype = jax.tree.leaves(inputs)[0].shape[-1], jax.tree.leaves(inputs)[0].dtype
+    first = jax.tree.leaves(inputs)[0]
 
     def weigh(hops):
         """(graph, to, from) -> (graph, kind, to, from)."""
         hops = hops[:, None]
-        return jnp.where((hops > 0) & (hops <= reach), 1 / jnp.maximum(hops, 1).astype(dtype), 0)
+        return jnp.where((hops > 0) & (hops <= reach), 1 / jnp.maximum(hops, 1).astype(first.dtype), 0)
 
     def split(messages):
         """(graph, node, kind_c) -> (graph, kind, node, c)."""
@@ -222,7 +222,7 @@ def _traverse(
         return states, sent, lax.dynamic_update_slice_in_dim(received, received_here, start, axis=2)
 
     # A first visit to all nodes at once settles those that receive nothing, padding among them.
-    nothing = jnp.zeros((*hops.shape[:2], kinds * width), dtype)
+    nothing = jnp.zeros((*hops.shape[:2], kinds * first.shape[-1]), first.dtype)
     states, sent = visit(inputs, nothing)
     states, _, received = lax.fori_loop(0, num_blocks, visit_block, (states, split(sent), split(nothing)))
     return states, merge(received)
