@@ -9,7 +9,7 @@ import ctypes
 import os
 import pathlib
 
-_TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8  # of mallopt, in malloc.h
+_TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # of mallopt, in malloc.h
 _NEVER = -1
 
 _GROWTH = 2 << 30
@@ -25,7 +25,6 @@ def reuse_freed_memory() -> None:
         library = ctypes.CDLL(None)
         library.mallopt(_TRIM_THRESHOLD, _NEVER)
         library.mallopt(_MMAP_MAX, 0)
-        library.mallopt(_ARENA_MAX, 1)  # others hold 64 MB at most, and leave what is larger to the first
 
 
 class FreedMemory:
