@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 
 from benchmarks import executor_equality
 from ghn_jax.architectures import Architecture, Genotype
-from ghn_jax.executor import blocks, convolutions, kernels, run
+from ghn_jax.executor import blocks, convolutions, kernels, pools, run
 from ghn_jax.layouts import flatten, unflatten
 from ghn_jax.lowering import UnreachableOutput, lower
 from ghn_jax.sampling import named, sample
@@ -199,6 +200,19 @@ def test_attention_equals_what_autodiff_makes_of_it():
         gradients(kernels.attention, *operands), gradients(plain, *operands), strict=True
     ):
         np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 8, 11])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_max_pool_equals_a_window_reduction(size, stride):
+    def plain(x):
+        return nn.max_pool(x, (3, 3), (stride, stride), ((1, 1), (1, 1)))  # pyright: ignore[reportArgumentType]
+
+    maps = jnp.round(2.0 * normal(0, 2, size, size, 3)).at[0, -1, -1, 0].set(jnp.nan)  # with ties
+    np.testing.assert_array_equal(pools.max_pool(maps, stride), plain(maps))
+    maps = jnp.nan_to_num(maps)
+    (_, ours), (_, expected) = gradients(lambda x: pools.max_pool(x, stride), maps), gradients(plain, maps)
+    np.testing.assert_allclose(ours, expected, rtol=1e-6, atol=1e-6)
 
 
 def test_layer_norm_equals_what_autodiff_makes_of_it():

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ghn_jax.executor import convolutions, kernels
+from ghn_jax.executor import convolutions, kernels, pools
 from ghn_jax.graphs import next_size
 
 Map = Float[Array, "batch height width channel"]
@@ -269,7 +269,7 @@ class Pool:
 
     def __call__(self, weights: Sequence[Array], x: Map) -> Map:
         """The pooled map."""
-        pool = kernels.max_pool if self.kind == "max" else kernels.average_pool
+        pool = pools.max_pool if self.kind == "max" else pools.average_pool
         return pool(x, self.stride)
 
 

@@ -1,12 +1,10 @@
-"""Pools, norms and attention, lowered for the platform; convolutions are in `ghn_jax.executor.convolutions`.
+"""Norms and attention, lowered for the platform; convolutions and pools have modules of their own.
 
-Feature maps are [batch, height, width, channel]. On the CPU XLA's window reductions are slow (the gradient of a
-max-pool 5 times), as is what autodiff makes of norms and attention. Both forms compute the same function.
+Feature maps are [batch, height, width, channel]. What autodiff makes of norms and attention is slow on the CPU.
 
 Maps may be bfloat16: statistics and probabilities are then computed in float32.
 """
 
-import functools
 import math
 
 import jax
@@ -14,46 +12,12 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from ghn_jax.executor.convolutions import Map, on_cpu, pad_map
+from ghn_jax.executor.convolutions import Map, on_cpu
 
 Vector = Float[Array, " channel"]
 
 _EPSILON = 1e-5
-
-
-def max_pool(x: Map, stride: int) -> Map:
-    """The maximum over 3x3 windows, padding 1; the gradient goes to the first of several, as in PyTorch."""
-    if on_cpu():
-        return _separable_pool(x, stride, _first_maximum, -jnp.inf)
-    return lax.reduce_window(
-        x, -jnp.inf, lax.max, (1, 3, 3, 1), (1, stride, stride, 1), ((0, 0), (1, 1), (1, 1), (0, 0))
-    )
-
-
-def average_pool(x: Map, stride: int) -> Map:
-    """The mean over 3x3 windows, padding 1, of the pixels inside the map."""
-    if on_cpu():
-        total = _separable_pool(x, stride, jnp.add, 0.0)
-    else:
-        total = lax.reduce_window(
-            x, 0.0, lax.add, (1, 3, 3, 1), (1, stride, stride, 1), ((0, 0), (1, 1), (1, 1), (0, 0))
-        )
-    size, out = x.shape[1], total.shape[1]
-    counts = [sum(0 <= o * stride + i - 1 < size for i in range(3)) for o in range(out)]
-    inverse = 1.0 / jnp.array(counts, x.dtype)
-    return total * (inverse[:, None, None] * inverse[None, :, None])
-
-
-def _separable_pool(x: Map, stride: int, combine, neutral: float) -> Map:
-    padded, out = pad_map(x, 1, neutral), -(-x.shape[1] // stride)
-    span = stride * (out - 1) + 1
-    rows = functools.reduce(combine, [padded[:, :, i : i + span : stride] for i in range(3)])
-    return functools.reduce(combine, [rows[:, i : i + span : stride] for i in range(3)])
-
-
-def _first_maximum(a: Array, b: Array) -> Array:
-    """The maximum, NaN if one is, whose gradient goes to `a` if they are equal (that of jnp.maximum is shared)."""
-    return jnp.where((b > a) | jnp.isnan(b), b, a)
+_SCORES = 1 << 19  # of the heads that attention takes at a time: 2 MB
 
 
 @jax.custom_vjp
@@ -140,7 +104,8 @@ def attention(
     q: Heads, k: Heads, v: Heads, w_out: Float[Array, "head*c out"]
 ) -> Float[Array, "batch*token out"]:
     """Softmax attention, then the output projection."""
-    return _attend(_mix, q, k, v).reshape(-1, w_out.shape[0]) @ w_out
+    mixed = _by_head(_mix, q, k, v)
+    return jnp.einsum("bhtc->bthc", mixed).reshape(-1, w_out.shape[0]) @ w_out
 
 
 def _attention_forward(q, k, v, w_out):
@@ -151,7 +116,9 @@ def _attention_backward(residuals, g):
     """Attention is computed once more, and what depends on it at the same time."""
     q, k, v, w_out = residuals
     g_mixed = (g @ w_out.T).reshape(q.shape)
-    mixed, dq, dk, dv = _attend(_pull_back_mix, q, k, v, g_mixed)
+    mixed, dq, dk, dv = _by_head(_pull_back_mix, q, k, v, g_mixed)
+    mixed, dq = (jnp.einsum("bhtc->bthc", x) for x in (mixed, dq))
+    dk, dv = (jnp.einsum("bhct->bthc", x) for x in (dk, dv))
     dw = mixed.reshape(-1, w_out.shape[0]).T @ g.reshape(-1, g.shape[-1])
     return dq, dk, dv, dw
 
@@ -159,14 +126,15 @@ def _attention_backward(residuals, g):
 attention.defvjp(_attention_forward, _attention_backward)
 
 
-def _attend(function, *operands: Heads):
-    """Applies a function of (sequence, token, c) arrays to each head.
+def _by_head(function, *operands: Heads):
+    """Applies a function of (sequence, token, c) arrays to each head; returns (batch, head, ...) arrays.
 
     On the CPU a few heads at a time, to stay in cache, and two times a few: XLA runs products of small matrices on one
     core each.
     """
     batch, tokens, heads, width = operands[0].shape
-    group = math.gcd(batch * heads, 32 if on_cpu() else batch * heads)
+    few = min(32, 1 << (_SCORES // tokens**2).bit_length() - 1) if on_cpu() else batch * heads
+    group = math.gcd(batch * heads, few)
     lanes = math.gcd(batch * heads // group, 2)
     split = [x.transpose(0, 2, 1, 3).reshape(-1, lanes, group, tokens, width) for x in operands]
 
@@ -174,24 +142,31 @@ def _attend(function, *operands: Heads):
         outputs = [function(*(x[lane] for x in xs)) for lane in range(lanes)]
         return jax.tree.map(lambda *parts: jnp.stack(parts), *outputs)
 
-    out = lax.map(apply, split)
-    return jax.tree.map(lambda x: x.reshape(batch, heads, tokens, width).transpose(0, 2, 1, 3), out)
+    return jax.tree.map(lambda x: x.reshape(batch, heads, *x.shape[3:]), lax.map(apply, split))
 
 
-def _probabilities(q: Array, k: Array) -> Array:
-    scores = jnp.einsum("nqc,nkc->nqk", q * q.shape[-1] ** -0.5, k)
-    return jax.nn.softmax(_wide(scores), axis=-1).astype(q.dtype)
+def _exponentials(q: Array, k: Array) -> tuple[Array, Array]:
+    """Exponentials of the scores of each query, at most 1, and their sum."""
+    scores = _wide(jnp.einsum("nqc,nkc->nqk", q * q.shape[-1] ** -0.5, k))
+    exponentials = jnp.exp(scores - scores.max(-1, keepdims=True))
+    return exponentials, exponentials.sum(-1, keepdims=True)
 
 
 def _mix(q: Array, k: Array, v: Array) -> Array:
-    return jnp.einsum("nqk,nkc->nqc", _probabilities(q, k), v)
+    e, total = _exponentials(q, k)
+    return (jnp.einsum("nqk,nkc->nqc", e.astype(v.dtype), v) / total).astype(v.dtype)
 
 
 def _pull_back_mix(q: Array, k: Array, v: Array, g: Array) -> tuple[Array, Array, Array, Array]:
-    """The mixed values, and the gradients of queries, keys and values given that of the mixed values."""
-    p = _probabilities(q, k)
+    """The mixed values, and the gradients of queries, keys and values given that of the mixed values.
+
+    The last two are (sequence, c, token), so that no first matrix of a product is transposed: XLA:CPU would take up to
+    five times as long.
+    """
+    e, total = _exponentials(q, k)
+    p = (e / total).astype(q.dtype)
     mixed = jnp.einsum("nqk,nkc->nqc", p, v)
     dp = jnp.einsum("nqc,nkc->nqk", g, v)
-    ds = p * (dp - (g * mixed).sum(-1, keepdims=True)) * q.shape[-1] ** -0.5
-    dq, dk = jnp.einsum("nqk,nkc->nqc", ds, k), jnp.einsum("nqk,nqc->nkc", ds, q)
-    return mixed, dq, dk, jnp.einsum("nqk,nqc->nkc", p, g)
+    ds, scale = p * (dp - (g * mixed).sum(-1, keepdims=True)), q.shape[-1] ** -0.5
+    dq, dk = jnp.einsum("nqk,nkc->nqc", ds, k * scale), jnp.einsum("nqc,nqk->nck", q * scale, ds)
+    return mixed, dq, dk, jnp.einsum("nqc,nqk->nck", g, p)
