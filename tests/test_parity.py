@@ -46,7 +46,7 @@ def test_training_losses(training_errors: parity.Errors, quantity: str):
 
 
 @pytest.mark.xfail(
-    reason="5.02e-3: ReLUs that the rounding of the predicted parameters switches; 6e-4 in float64",
+    reason="about 5e-3: ReLUs that the rounding of the predicted parameters switches; 6e-4 in float64",
     strict=False,
 )
 def test_training_gradients(training_errors: parity.Errors):

@@ -31,6 +31,10 @@ _LEGACY_FUSIONS: Options = {
     # the newer code generator for fusions takes twice as long, and pays only for what is mostly fusions
     "xla_cpu_use_fusion_emitters": False
 }
+_REORDERED_SUMS: Options = {
+    # lets LLVM add up several pixels at once for the gradient of a depthwise kernel; NaN and infinity are kept
+    "xla_cpu_enable_fast_math": True
+}
 _MOSTLY_FUSIONS = (blocks.DepthwiseConvolution, blocks.Pool, blocks.TokenMLP)
 
 
@@ -44,6 +48,8 @@ def options_for(program: Block | Literal["ghn", "fused"]) -> Options:
         options = options | _ONE_MODULE
         if not isinstance(program, _MOSTLY_FUSIONS):
             options = options | _LEGACY_FUSIONS
+        if isinstance(program, blocks.DepthwiseConvolution):
+            options = options | _REORDERED_SUMS
     return {name: value for name, value in options.items() if on_cpu() and _knows(name, value)}
 
 

@@ -199,9 +199,15 @@ def _shifted_backward(stride, dilation, residuals, g):
     views = _shifts(pad_map(spread, pad), kernel, dilation, 1, size)
     dx = functools.reduce(jnp.add, [view * w[kernel - 1 - i, kernel - 1 - j] for (i, j), view in views])
     # one pass over the map for all taps: a variadic reduction over height and width, then the batch
-    products = tuple(view * g for _, view in _shifts(pad_map(x, pad), kernel, dilation, stride, out))
+    first = 1
+    if stride == 1:  # the pixels of a row beside each other, to be added up several at a time
+        x, g, first = x.transpose(0, 3, 1, 2), lax.optimization_barrier(g.transpose(0, 3, 1, 2)), 2
+    axes = first, first + 1
+    x = lax.pad(x, zero, [(pad, pad, 0) if axis in axes else (0, 0, 0) for axis in range(4)])
+    x = lax.optimization_barrier(x)  # the padded map is written once, not made again by every tap
+    products = tuple(view * g for _, view in _shifts(x, kernel, dilation, stride, out, first))
     zeros = (zero,) * len(products)
-    sums = lax.reduce(products, zeros, lambda a, b: tuple(u + v for u, v in zip(a, b, strict=True)), (1, 2))
+    sums = lax.reduce(products, zeros, lambda a, b: tuple(u + v for u, v in zip(a, b, strict=True)), axes)
     dw = jnp.stack([s.sum(0) for s in sums]).reshape(w.shape)
     return dx, dw
 
@@ -214,16 +220,13 @@ def pad_map(x: Map, pad: int, value: float = 0.0) -> Map:
     return jnp.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)), constant_values=value)
 
 
-def _shifts(padded: Map, kernel: int, dilation: int, stride: int, out: int):
-    """The views of a padded map that meet each tap of a kernel, with the tap."""
+def _shifts(padded: Map, kernel: int, dilation: int, stride: int, out: int, first: int = 1):
+    """The views of a padded map that meet each tap of a kernel, with the tap; `first` is the axis of its height."""
     span = stride * (out - 1) + 1
+    taps = [slice(i * dilation, i * dilation + span, stride) for i in range(kernel)]
+    before = (slice(None),) * first
     return [
-        (
-            (i, j),
-            padded[
-                :, i * dilation : i * dilation + span : stride, j * dilation : j * dilation + span : stride
-            ],
-        )
-        for i in range(kernel)
-        for j in range(kernel)
+        ((i, j), padded[(*before, row, column)])
+        for i, row in enumerate(taps)
+        for j, column in enumerate(taps)
     ]
