@@ -42,7 +42,7 @@ def main(arguments: list[str]) -> None:
             sys.exit(done.returncode)
         record = {
             "benchmark": name,
-            "command": f"python -m benchmarks.{name} {_without_paths(options)}".strip(),
+            "command": f"python -m benchmarks.{name} {without_paths(options)}".strip(),
             "date": started.date().isoformat(),
             "machine": machine() | {"load before": round(load, 1)},
             "versions": {package: importlib.metadata.version(package) for package in _PACKAGES},
@@ -104,9 +104,9 @@ def render(records: list[dict[str, Any]]) -> str:
     return "\n".join(parts)
 
 
-def _without_paths(options: list[str]) -> str:
+def without_paths(options: list[str]) -> str:
     """The options, with directories of this machine left out."""
-    return " ".join(re.sub(r"/\S+", "PATH", option) for option in options)
+    return " ".join(re.sub(r"[\w.~-]*/\S+", "PATH", option) for option in options)
 
 
 if __name__ == "__main__":

@@ -29,3 +29,8 @@ def test_a_page_shows_what_was_printed():
     page = report.render([record | report.parse(OUTPUT)])
     for text in ("## compilation", "| Add | 2.8 | 2.4 |", "- ratio: 0.83", "2026-11-24", "jax 0.10"):
         assert text in page
+
+
+def test_directories_of_this_machine_are_left_out():
+    options = ["--golden", "../figures", "--data_dir=/data/sets", "--out=a/b", "--steps", "3", "~/public"]
+    assert report.without_paths(options) == "--golden PATH --data_dir=PATH --out=PATH --steps 3 PATH"
