@@ -202,12 +202,12 @@ def _shifted_backward(stride, dilation, residuals, g):
     first = 1
     if stride == 1:  # the pixels of a row beside each other, to be added up several at a time
         x, g, first = x.transpose(0, 3, 1, 2), lax.optimization_barrier(g.transpose(0, 3, 1, 2)), 2
-    axes = first, first + 1
-    x = lax.pad(x, zero, [(pad, pad, 0) if axis in axes else (0, 0, 0) for axis in range(4)])
-    x = lax.optimization_barrier(x)  # the padded map is written once, not made again by every tap
+    x = lax.optimization_barrier(pad_map(x, pad, first=first))  # written once, not made again by every tap
     products = tuple(view * g for _, view in _shifts(x, kernel, dilation, stride, out, first))
     zeros = (zero,) * len(products)
-    sums = lax.reduce(products, zeros, lambda a, b: tuple(u + v for u, v in zip(a, b, strict=True)), axes)
+    sums = lax.reduce(
+        products, zeros, lambda a, b: tuple(u + v for u, v in zip(a, b, strict=True)), (first, first + 1)
+    )
     dw = jnp.stack([s.sum(0) for s in sums]).reshape(w.shape)
     return dx, dw
 
@@ -215,9 +215,10 @@ def _shifted_backward(stride, dilation, residuals, g):
 _shifted_depthwise.defvjp(_shifted_forward, _shifted_backward)
 
 
-def pad_map(x: Map, pad: int, value: float = 0.0) -> Map:
-    """A map with a border of `value`."""
-    return jnp.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)), constant_values=value)
+def pad_map(x: Map, pad: int, value: float = 0.0, first: int = 1) -> Map:
+    """A map with a border of `value`; `first` is the axis of its height."""
+    sides = [(pad, pad) if axis in (first, first + 1) else (0, 0) for axis in range(x.ndim)]
+    return jnp.pad(x, sides, constant_values=value)
 
 
 def _shifts(padded: Map, kernel: int, dilation: int, stride: int, out: int, first: int = 1):

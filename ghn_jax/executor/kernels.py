@@ -133,8 +133,9 @@ def _by_head(function, *operands: Heads):
     core each.
     """
     batch, tokens, heads, width = operands[0].shape
-    few = min(32, 1 << (_SCORES // tokens**2).bit_length() - 1) if on_cpu() else batch * heads
-    group = math.gcd(batch * heads, few)
+    fitting = max(1, _SCORES // tokens**2)
+    few = min(32, 1 << fitting.bit_length() - 1)  # a power of two, so that it divides most batches
+    group = math.gcd(batch * heads, few) if on_cpu() else batch * heads
     lanes = math.gcd(batch * heads // group, 2)
     split = [x.transpose(0, 2, 1, 3).reshape(-1, lanes, group, tokens, width) for x in operands]
 
