@@ -24,6 +24,7 @@ ROWS_PER_STEP = 8192
 """Rows of the flat vector that are gathered at a time."""
 
 _MIN_ROWS = 1 << 17
+_LARGE = 1 << 19  # rows, 16 MB: to fill and move twice as many costs more than to compile for another size
 _MIN_NODES = 1 << 10
 
 
@@ -110,11 +111,11 @@ class PlanSize(NamedTuple):
 
 
 def plan_size(network: Lowered, config: GHNConfig, templates: Sequence[Template]) -> PlanSize:
-    """The smallest of a few sizes (a factor of 4 apart) that holds the network."""
+    """The smallest of a few sizes that holds the network: a factor of 4 apart, large ones 2."""
     places, bank = _usage(_assign(network, config, templates), templates)
     rows = _MIN_ROWS
     while rows < max(bank + 1, -(-network.flat_size // ROW)):
-        rows *= 4
+        rows *= 4 if rows < _LARGE else 2
     return PlanSize(next_size(places, _MIN_NODES), rows)
 
 

@@ -113,27 +113,45 @@ def _backward(spec: DecoderSpec, residuals, gradient: Rows):
         return bank.at[index].add(lax.dynamic_slice_in_dim(gradient, start, ROWS_PER_STEP))
 
     bank = lax.fori_loop(0, _num_gathers(plan), scatter, jnp.zeros_like(gradient))
-    d_weights, d_nodes = jax.tree.map(jnp.zeros_like, weights), jnp.zeros_like(nodes)
-    for t, template in enumerate(spec.templates):
-        own, put_back = jax.vjp(functools.partial(_select, template), weights)
-
-        def pull_back_chunk(i, carry, t=t, template=template, own=own):
-            d_own, d_nodes = carry
-            owners, scales, row = _chunk(plan, t, template, i)
-            _, pull_back = jax.vjp(
-                lambda own, h: _decode_template(spec.config, template, own, h, scales), own, nodes[owners]
-            )
-            d_rows = lax.dynamic_slice_in_dim(bank, row, template.chunk * template.rows)
-            d_own_chunk, d_h = pull_back(d_rows)
-            return jax.tree.map(jnp.add, d_own, d_own_chunk), d_nodes.at[owners].add(d_h)
-
-        zeros = jax.tree.map(jnp.zeros_like, own)
-        d_own, d_nodes = lax.fori_loop(0, _num_chunks(plan, t, template), pull_back_chunk, (zeros, d_nodes))
-        d_weights = jax.tree.map(jnp.add, d_weights, put_back(d_own)[0])
-    return d_weights, d_nodes, None
+    gradients = jax.tree.map(jnp.zeros_like, weights), jnp.zeros_like(nodes)
+    for t in range(len(spec.templates)):
+        add = functools.partial(_add_gradients, spec, t, weights, nodes, plan, bank)
+        # a network needs few of the templates
+        is_used = plan.starts[t + 1] > plan.starts[t]
+        gradients = lax.cond(is_used, add, lambda unchanged: unchanged, gradients)
+    return *gradients, None
 
 
 decode.defvjp(_forward, _backward)
+
+
+def _add_gradients(
+    spec: DecoderSpec,
+    t: int,
+    weights: Weights,
+    nodes: Embeddings,
+    plan: Plan,
+    d_bank: Rows,
+    gradients: tuple[Weights, Embeddings],
+) -> tuple[Weights, Embeddings]:
+    """The gradients of weights and embeddings, with what flows back through template number t."""
+    template = spec.templates[t]
+    own, put_back = jax.vjp(functools.partial(_select, template), weights)
+
+    def pull_back_chunk(i, carry):
+        d_own, d_nodes = carry
+        owners, scales, row = _chunk(plan, t, template, i)
+        _, pull_back = jax.vjp(
+            lambda own, h: _decode_template(spec.config, template, own, h, scales), own, nodes[owners]
+        )
+        d_rows = lax.dynamic_slice_in_dim(d_bank, row, template.chunk * template.rows)
+        d_own_chunk, d_h = pull_back(d_rows)
+        return jax.tree.map(jnp.add, d_own, d_own_chunk), d_nodes.at[owners].add(d_h)
+
+    d_weights, d_nodes = gradients
+    zeros = jax.tree.map(jnp.zeros_like, own)
+    d_own, d_nodes = lax.fori_loop(0, _num_chunks(plan, t, template), pull_back_chunk, (zeros, d_nodes))
+    return jax.tree.map(jnp.add, d_weights, put_back(d_own)[0]), d_nodes
 
 
 def _num_chunks(plan: Plan, t: int, template: Template) -> ArrayLike:
