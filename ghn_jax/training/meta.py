@@ -3,14 +3,15 @@
   min_theta  mean over networks a of  loss(a with parameters H(a; theta), images)    [1, Eq. 1]
 
 The GHN's part runs under pmap, each device with its share of the meta-batch. Between decoding a network and
-pulling its gradient back, the executor runs it forward and backward, so that only one network's activations
-exist at a time on a device.
+pulling its gradient back, the executor runs it forward and backward, so that the activations of one network
+exist at a time on a device, of two on a CPU.
 
 [1] Knyazev et al., Parameter Prediction for Unseen Deep Architectures, NeurIPS 2021.
 """
 
+import concurrent.futures
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -22,6 +23,7 @@ from jaxtyping import Array, Float, Int
 from ghn_jax.config import GHNConfig
 from ghn_jax.executor import run
 from ghn_jax.executor.compiler_options import options_for
+from ghn_jax.executor.convolutions import on_cpu
 from ghn_jax.executor.program import Lowered
 from ghn_jax.models.ghn import GHN, init_params
 from ghn_jax.templates import Template
@@ -176,14 +178,12 @@ def meta_step(
     """
     graphs = batch.graphs
     nodes, gradients = ghn.embed(state.params, graphs, max_nodes=batch.max_nodes)
-    losses, hits = [], []
-    for slot, (plan, networks, places) in enumerate(
-        zip(batch.plans, batch.networks, batch.places, strict=True)
-    ):
-        flat = ghn.decode(state.params, nodes, np.int32(slot), plan)
+
+    def run_slot(slot: int) -> _SlotOutcome:
+        flat = ghn.decode(state.params, nodes, np.int32(slot), batch.plans[slot])
         outcomes = []
         for shard, network, place, x, y in zip(
-            flat.addressable_shards, networks, places, images, labels, strict=True
+            flat.addressable_shards, batch.networks[slot], batch.places[slot], images, labels, strict=True
         ):
             key = None if dropout_key is None else jax.random.fold_in(dropout_key, place)
             # as an array of this device alone: compiled blocks are looked up by sharding too
@@ -193,12 +193,47 @@ def meta_step(
                 outcomes.append(run.accumulate(network.program, own, x, y, size, key, label_smoothing))
             except jax.errors.JaxRuntimeError as error:
                 raise _explained(error, network, place, len(x)) from error
-        flat_gradient = _stack_shards(flat, [o.gradient for o in outcomes])
-        gradients = ghn.pull_back(state.params, nodes, np.int32(slot), plan, flat_gradient, gradients)
-        losses.append([o.loss for o in outcomes])
-        hits.append([_accuracy(o.logits, y) for o, y in zip(outcomes, labels, strict=True)])
+        return _SlotOutcome(
+            _stack_shards(flat, [o.gradient for o in outcomes]),
+            [o.loss for o in outcomes],
+            [_accuracy(o.logits, y) for o, y in zip(outcomes, labels, strict=True)],
+        )
+
+    losses, hits = [], []
+    for slot, outcome in enumerate(_in_order(run_slot, len(batch.plans))):
+        gradients = ghn.pull_back(
+            state.params, nodes, np.int32(slot), batch.plans[slot], outcome.flat_gradient, gradients
+        )
+        losses.append(outcome.losses)
+        hits.append(outcome.hits)
     scores = _by_device(losses), _by_device(hits)
     return ghn.update(state, graphs, gradients, *scores, max_nodes=batch.max_nodes)
+
+
+class _SlotOutcome(NamedTuple):
+    """Of the networks of a slot, one on each device."""
+
+    flat_gradient: Array
+    losses: list[Array]
+    hits: list[Array]
+
+
+def _in_order(run_slot: Callable[[int], _SlotOutcome], count: int) -> Iterator[_SlotOutcome]:
+    """The outcomes of all slots, one after the other.
+
+    On the CPU two slots run at a time, since the blocks of a single network leave cores idle.
+    """
+    if not on_cpu():
+        yield from map(run_slot, range(count))
+        return
+    wide = jnp.result_type(float) == jnp.float64  # jax's setting is of a thread
+
+    def run_alike(slot: int) -> _SlotOutcome:
+        with jax.enable_x64(wide):
+            return run_slot(slot)
+
+    with concurrent.futures.ThreadPoolExecutor(max_workers=2) as pool:
+        yield from pool.map(run_alike, range(count))
 
 
 def _explained(error: Exception, network: Lowered, place: int, batch_size: int) -> Exception:

@@ -4,6 +4,7 @@ jax.pmap itself takes no compiler options, but what it lowers to does, within on
 """
 
 import functools
+import threading
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
@@ -27,17 +28,19 @@ def pmapped(function: Callable, devices: Sequence[Any], options: Options, **pmap
       pmap_options: as of jax.pmap: in_axes, donate_argnums.
     """
     compiled: dict[Hashable, Callable] = {}
+    lock = threading.Lock()  # callers may be threads that need the same
 
     def call(*arrays: Any, **static: Hashable) -> Any:
         leaves, structure = jax.tree.flatten(arrays)
         key = structure, tuple((x.shape, x.dtype) for x in leaves), tuple(static.items())
-        if key not in compiled:
-            mapped = jax.pmap(
-                functools.partial(function, **static), axis_name=AXIS, devices=devices, **pmap_options
-            )
-            # across processes only pmap itself makes global arrays of local ones
-            alone = jax.process_count() == 1
-            compiled[key] = mapped.lower(*arrays).compile(compiler_options=options) if alone else mapped
+        with lock:
+            if key not in compiled:
+                mapped = jax.pmap(
+                    functools.partial(function, **static), axis_name=AXIS, devices=devices, **pmap_options
+                )
+                # across processes only pmap itself makes global arrays of local ones
+                alone = jax.process_count() == 1
+                compiled[key] = mapped.lower(*arrays).compile(compiler_options=options) if alone else mapped
         return compiled[key](*arrays)
 
     return call
