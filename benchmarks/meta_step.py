@@ -19,6 +19,7 @@ import tyro
 from benchmarks.public import run
 from ghn_jax import compilation, memory, sampling
 from ghn_jax.config import preset
+from ghn_jax.executor import lanes
 from ghn_jax.executor.warm_up import WarmUp
 from ghn_jax.lowering import lower
 from ghn_jax.templates import deepnets_templates
@@ -70,6 +71,7 @@ class Ours:
     def __init__(self, batches):
         compilation.use_persistent_cache()
         memory.reuse_freed_memory()  # as train.py does
+        lanes.share_cores()
         self._config = preset("ghn2")
         self._templates = deepnets_templates(self._config, 32)
         optimizer = meta.make_optimizer(1e-3, weight_decay=1e-5, clip=5.0)

@@ -21,6 +21,9 @@ IMAGE = 0
 _PRIMITIVE = {name: index for index, name in enumerate(PRIMITIVES)}
 _POOL_SHAPE = (1, 1, 3, 3)
 
+_WRITE = 30
+"""Multiply-adds that take as long as writing a number and reading it again, forward and backward, on a CPU."""
+
 
 class Instruction(NamedTuple):
     """Runs a block on registers; its weights start at `offset` of the flat vector."""
@@ -40,12 +43,14 @@ class Lowered(NamedTuple):
       program: its instructions, in order; the last one makes the logits.
       capacity: number of parameters of the whole network, unreachable ones included, as the published
         generator counts them.
+      work: how long the program takes, about, in multiply-adds for one image.
     """
 
     graph: Graph
     parameters: tuple[Parameter, ...]
     program: tuple[Instruction, ...]
     capacity: int
+    work: int
 
     @property
     def num_parameters(self) -> int:
@@ -82,6 +87,18 @@ class Value(NamedTuple):
     live: bool = True
 
 
+class _Step(NamedTuple):
+    block: Block
+    inputs: tuple[int, ...]
+    weights: tuple["_Weight", ...]
+    pixels: int
+    channels: int
+
+    @property
+    def work(self) -> int:
+        return self.pixels * (blocks.num_weights(self.block) + _WRITE * self.channels)
+
+
 class _Node(NamedTuple):
     primitive: int
     name: str | None
@@ -101,7 +118,7 @@ class Builder:
 
     def __init__(self, image_size: int):
         self._nodes = [_Node(_PRIMITIVE["input"], None, None, ())]
-        self._steps: list[tuple[Block, tuple[int, ...], tuple[_Weight, ...]]] = []
+        self._steps: list[_Step] = []
         self.image = Value(IMAGE, (0,), Axis(1, 3, 3), image_size)
 
     # -- operations, in terms of the public layer names ------------------------------------------------------
@@ -302,30 +319,32 @@ class Builder:
         live = True
         for x in inputs:
             live = live and x.live
-        self._steps.append((block, tuple([x.register for x in inputs]), weights))
+        registers = tuple([x.register for x in inputs])
+        self._steps.append(_Step(block, registers, weights, size**2, channels.padded_size))
         return Value(len(self._steps), sources, channels, size, live)
 
     @property
     def capacity(self) -> int:
         """Number of parameters so far."""
-        return sum(math.prod(weight.shape) for _, _, weights in self._steps for weight in weights)
+        return sum(math.prod(weight.shape) for step in self._steps for weight in step.weights)
 
     def finish(self, logits: Value) -> Lowered:
         """Keeps what the logits depend on. The step number i (from 1) writes register i."""
         registers, nodes = {logits.register}, {0, *logits.sources}
         for register in range(len(self._steps), 0, -1):
             if register in registers:
-                registers.update(self._steps[register - 1][1])
+                registers.update(self._steps[register - 1].inputs)
         for node in range(len(self._nodes) - 1, -1, -1):
             if node in nodes:
                 nodes.update(self._nodes[node].predecessors)
         new_node = {old: new for new, old in enumerate(sorted(nodes))}
 
-        program, parameters, offset = [], [], 0
+        program, parameters, offset, work = [], [], 0, 0
         for register in sorted(registers - {IMAGE}):
-            block, inputs, weights = self._steps[register - 1]
-            program.append(Instruction(block, inputs, register, offset))
-            for name, shape, node, layout in weights:
+            step = self._steps[register - 1]
+            work += step.work
+            program.append(Instruction(step.block, step.inputs, register, offset))
+            for name, shape, node, layout in step.weights:
                 parameters.append(Parameter(name, shape, new_node[node], layout, offset))
                 offset += layout.size
                 assert offset % ROW == 0, (name, layout)
@@ -339,4 +358,4 @@ class Builder:
             senders,
             receivers,
         )
-        return Lowered(graph, tuple(parameters), tuple(program), self.capacity)
+        return Lowered(graph, tuple(parameters), tuple(program), self.capacity, work)

@@ -157,7 +157,8 @@ def meta_step(
         memory, scores, flat_gradient = step.execute(slot.family, slot.plans.flat_size)(
             memory, scores, slot.tables, flat, images, labels, keys, slot.places
         )
-        gradients = ghn.pull_back(state.params, nodes, np.int32(number), slot.plans, flat_gradient, gradients)
+        own = ghn.pull_back(state.params, nodes, np.int32(number), slot.plans, flat_gradient)
+        gradients = ghn.add(gradients, np.int32(number), own)
     gradients, losses, hits = step.collect(gradients, scores, batch.places)
     return *ghn.update(state, graphs, gradients, losses, hits, max_nodes=batch.max_nodes), memory
 

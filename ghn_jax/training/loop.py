@@ -13,6 +13,7 @@ from datasets.loading import load
 from datasets.sources import StreamedDataset
 from ghn_jax import compilation, config, memory, sampling
 from ghn_jax.evaluation.accuracy import network_accuracy, predict_flat
+from ghn_jax.executor import lanes
 from ghn_jax.lowering import lower
 from ghn_jax.templates import deepnets_templates
 from ghn_jax.training import executors, feed, meta, prepare, processes
@@ -36,6 +37,8 @@ def train(options: TrainOptions) -> None:
     and NonFiniteLoss after too many skipped steps in a row.
     """
     options = options.resolve()
+    if options.executor != "fused":
+        lanes.share_cores()
     with processes.joined(options.coordinator, options.num_processes, options.process_id):
         _train(options)
 
@@ -199,11 +202,11 @@ def _validate(
 ) -> float:
     """Mean top-1 of the first architectures of the split val on the first held-out images."""
     templates = deepnets_templates(ghn_config, dataset.image_size)
-    accuracies = []
-    for index in range(options.val_archs):
+
+    def top1(index: int) -> float:
         arch = sampling.sample("val", index, image_size=dataset.image_size)
         network = lower(arch, dataset.num_classes, dataset.image_size)
         flat = predict_flat(ghn_config, params, network, templates)
-        tested = network_accuracy(network, flat, dataset, "val", _VAL_BATCHES, options.num_workers)
-        accuracies.append(tested.top1)
-    return float(np.mean(accuracies))
+        return network_accuracy(network, flat, dataset, "val", _VAL_BATCHES, options.num_workers).top1
+
+    return float(np.mean(list(lanes.run_in_lanes(top1, options.val_archs))))

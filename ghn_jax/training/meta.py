@@ -9,9 +9,8 @@ exist at a time on a device, of two on a CPU.
 [1] Knyazev et al., Parameter Prediction for Unseen Deep Architectures, NeurIPS 2021.
 """
 
-import concurrent.futures
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -23,7 +22,7 @@ from jaxtyping import Array, Float, Int
 from ghn_jax.config import GHNConfig
 from ghn_jax.executor import run
 from ghn_jax.executor.compiler_options import options_for
-from ghn_jax.executor.convolutions import on_cpu
+from ghn_jax.executor.lanes import run_in_lanes
 from ghn_jax.executor.program import Lowered
 from ghn_jax.models.ghn import GHN, init_params
 from ghn_jax.templates import Template
@@ -60,11 +59,14 @@ class Metrics(NamedTuple):
     gradient_norm: Float[Array, ""]
 
 
-class _Gradients(NamedTuple):
-    """Sums over the networks of a device: gradients of the decoder's weights, and of all node embeddings."""
+class Gradients(NamedTuple):
+    """Gradients of the decoder's weights and of node embeddings.
+
+    Of one network, or summed over the networks of a device: the embeddings have another axis then.
+    """
 
     decoder: Params
-    nodes: Float[Array, "network node c"]
+    nodes: Float[Array, "*network node c"]
 
 
 class OutOfMemory(ValueError):
@@ -82,13 +84,15 @@ class GHNStep(NamedTuple):
       embed: (params, graphs, max_nodes=...) -> node embeddings, padded to a size that most meta-batches share, so that
         the functions after it are compiled once for all; zero gradients.
       decode: (params, nodes, slot, plan) -> flat parameter vectors of the networks in a slot.
-      pull_back: (params, nodes, slot, plan, gradient of the flat vectors, gradients) -> gradients.
+      pull_back: (params, nodes, slot, plan, gradient of the flat vectors) -> gradients of the networks in a slot.
+      add: (gradients, slot, those of the networks in it) -> gradients.
       update: (state, graphs, gradients, losses, hits, max_nodes=...) -> state, metrics.
     """
 
     embed: Callable
     decode: Callable
     pull_back: Callable
+    add: Callable
     update: Callable
 
 
@@ -112,17 +116,19 @@ def make_ghn_step(
     def embed(params, graphs, *, max_nodes):
         nodes = node_embeddings(params, graphs, max_nodes)
         nodes = jnp.pad(nodes, ((0, 0), (0, max(0, _MIN_NODES - max_nodes)), (0, 0)))
-        zeros = _Gradients(jax.tree.map(jnp.zeros_like, params["decoder"]), jnp.zeros_like(nodes))
+        zeros = Gradients(jax.tree.map(jnp.zeros_like, params["decoder"]), jnp.zeros_like(nodes))
         return nodes, zeros
 
     def decode(params, nodes, slot, plan):
         return flat_vector(params["decoder"], nodes[slot], plan)
 
-    def pull_back(params, nodes, slot, plan, flat_gradient, gradients):
+    def pull_back(params, nodes, slot, plan, flat_gradient):
         _, vjp = jax.vjp(lambda decoder, h: flat_vector(decoder, h, plan), params["decoder"], nodes[slot])
-        d_decoder, d_nodes = vjp(flat_gradient)
-        decoder = jax.tree.map(jnp.add, gradients.decoder, d_decoder)
-        return _Gradients(decoder, gradients.nodes.at[slot].add(d_nodes))
+        return Gradients(*vjp(flat_gradient))
+
+    def add(gradients, slot, own):
+        decoder = jax.tree.map(jnp.add, gradients.decoder, own.decoder)
+        return Gradients(decoder, gradients.nodes.at[slot].add(own.nodes))
 
     def update(state, graphs, gradients, losses, hits, *, max_nodes):
         _, vjp = jax.vjp(lambda params: node_embeddings(params, graphs, max_nodes), state.params)
@@ -135,7 +141,8 @@ def make_ghn_step(
     return GHNStep(
         embed=pmap(embed),
         decode=pmap(decode, in_axes=(0, 0, None, 0)),
-        pull_back=pmap(pull_back, in_axes=(0, 0, None, 0, 0, 0), donate_argnums=5),
+        pull_back=pmap(pull_back, in_axes=(0, 0, None, 0, 0)),
+        add=pmap(add, in_axes=(0, None, 0), donate_argnums=0),
         update=pmap(update),
     )
 
@@ -179,11 +186,12 @@ def meta_step(
     graphs = batch.graphs
     nodes, gradients = ghn.embed(state.params, graphs, max_nodes=batch.max_nodes)
 
-    def run_slot(slot: int) -> _SlotOutcome:
-        flat = ghn.decode(state.params, nodes, np.int32(slot), batch.plans[slot])
+    def run_slot(index: int) -> _SlotOutcome:
+        slot, plan = np.int32(index), batch.plans[index]
+        flat = ghn.decode(state.params, nodes, slot, plan)
         outcomes = []
         for shard, network, place, x, y in zip(
-            flat.addressable_shards, batch.networks[slot], batch.places[slot], images, labels, strict=True
+            flat.addressable_shards, batch.networks[index], batch.places[index], images, labels, strict=True
         ):
             key = None if dropout_key is None else jax.random.fold_in(dropout_key, place)
             # as an array of this device alone: compiled blocks are looked up by sharding too
@@ -193,17 +201,16 @@ def meta_step(
                 outcomes.append(run.accumulate(network.program, own, x, y, size, key, label_smoothing))
             except jax.errors.JaxRuntimeError as error:
                 raise _explained(error, network, place, len(x)) from error
+        flat_gradient = _stack_shards(flat, [o.gradient for o in outcomes])
         return _SlotOutcome(
-            _stack_shards(flat, [o.gradient for o in outcomes]),
+            ghn.pull_back(state.params, nodes, slot, plan, flat_gradient),
             [o.loss for o in outcomes],
             [_accuracy(o.logits, y) for o, y in zip(outcomes, labels, strict=True)],
         )
 
     losses, hits = [], []
-    for slot, outcome in enumerate(_in_order(run_slot, len(batch.plans))):
-        gradients = ghn.pull_back(
-            state.params, nodes, np.int32(slot), batch.plans[slot], outcome.flat_gradient, gradients
-        )
+    for slot, outcome in enumerate(run_in_lanes(run_slot, len(batch.plans))):  # in order, to round alike
+        gradients = ghn.add(gradients, np.int32(slot), outcome.gradients)
         losses.append(outcome.losses)
         hits.append(outcome.hits)
     scores = _by_device(losses), _by_device(hits)
@@ -213,27 +220,9 @@ def meta_step(
 class _SlotOutcome(NamedTuple):
     """Of the networks of a slot, one on each device."""
 
-    flat_gradient: Array
+    gradients: Gradients
     losses: list[Array]
     hits: list[Array]
-
-
-def _in_order(run_slot: Callable[[int], _SlotOutcome], count: int) -> Iterator[_SlotOutcome]:
-    """The outcomes of all slots, one after the other.
-
-    On the CPU two slots run at a time, since the blocks of a single network leave cores idle.
-    """
-    if not on_cpu():
-        yield from map(run_slot, range(count))
-        return
-    wide = jnp.result_type(float) == jnp.float64  # jax's setting is of a thread
-
-    def run_alike(slot: int) -> _SlotOutcome:
-        with jax.enable_x64(wide):
-            return run_slot(slot)
-
-    with concurrent.futures.ThreadPoolExecutor(max_workers=2) as pool:
-        yield from pool.map(run_alike, range(count))
 
 
 def _explained(error: Exception, network: Lowered, place: int, batch_size: int) -> Exception:

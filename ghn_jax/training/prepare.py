@@ -54,6 +54,8 @@ def prepare(
     sizes = [plan_size(network, config, templates) for network in networks]
     by_size = sorted(range(len(networks)), key=lambda i: (sizes[i].rows, networks[i].flat_size), reverse=True)
     places = [by_size[i : i + num_devices] for i in range(0, len(networks), num_devices)]
+    # longest first: what is left for the end is short, however many run at a time
+    places.sort(key=lambda slot: max(networks[i].work for i in slot), reverse=True)
 
     own = range(num_devices) if own is None else own
     plans = []

@@ -1,0 +1,46 @@
+"""Networks side by side on the cores of a CPU.
+
+A block is a small program. Cut into parts for all cores it makes them wait for each other, hundreds of times a
+network; so two networks run at a time instead, each on its half of the cores.
+"""
+
+import concurrent.futures
+import os
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+import jax
+import jax.numpy as jnp
+
+from ghn_jax.executor.convolutions import on_cpu
+
+T = TypeVar("T")
+
+_LANES = 2  # more would each keep a network's activations
+_THREADS = "PJRT_NPROC"
+"""Tells XLA on how many threads a CPU is to run a program."""
+
+
+def share_cores() -> None:
+    """Gives each lane its part of the cores, for the whole process: to be called before JAX is first used.
+
+    From then on a computation on the CPU runs on the thread that calls for it, and is done when the call returns.
+    """
+    cores = os.cpu_count() or 1
+    os.environ.setdefault(_THREADS, str(max(1, cores // _LANES)))
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
+
+
+def run_in_lanes(run: Callable[[int], T], count: int) -> Iterator[T]:
+    """Yields run(0), ..., run(count - 1), on the CPU two of them computed at a time."""
+    if not on_cpu():
+        yield from map(run, range(count))
+        return
+    wide = jnp.result_type(float) == jnp.float64  # jax's setting is of a thread
+
+    def run_alike(index: int) -> T:
+        with jax.enable_x64(wide):
+            return run(index)
+
+    with concurrent.futures.ThreadPoolExecutor(_LANES) as pool:
+        yield from pool.map(run_alike, range(count))
