@@ -21,7 +21,7 @@ import pytest
 from benchmarks.executor_equality import make_case
 from ghn_jax import config, sampling
 from ghn_jax.architectures import Architecture, Genotype
-from ghn_jax.executor import fused, instruction_set, run, table
+from ghn_jax.executor import fused, instruction_set, lanes, run, table
 from ghn_jax.executor.instruction_set import family_of
 from ghn_jax.executor.simplify import simplify
 from ghn_jax.layouts import flatten
@@ -231,7 +231,7 @@ def test_a_step_equals_that_of_blocks(one_device: Setting, step_on_one_device):
 
 def test_two_networks_at_a_time_change_nothing(one_device: Setting, monkeypatch: pytest.MonkeyPatch):
     together = one_device.blocks_step()
-    monkeypatch.setattr(meta, "on_cpu", lambda: False)
+    monkeypatch.setattr(lanes, "on_cpu", lambda: False)
     for one, other in zip(together, one_device.blocks_step(), strict=True):
         np.testing.assert_array_equal(one, other)
 

@@ -5,6 +5,7 @@ network; so two networks run at a time instead, each on its half of the cores.
 """
 
 import concurrent.futures
+import contextlib
 import os
 from collections.abc import Callable, Iterator
 from typing import TypeVar
@@ -28,7 +29,8 @@ def share_cores() -> None:
     """
     cores = os.cpu_count() or 1
     os.environ.setdefault(_THREADS, str(max(1, cores // _LANES)))
-    jax.config.update("jax_cpu_enable_async_dispatch", False)
+    with contextlib.suppress(AttributeError):  # an option that another version of jax may not have
+        jax.config.update("jax_cpu_enable_async_dispatch", False)
 
 
 def run_in_lanes(run: Callable[[int], T], count: int) -> Iterator[T]:
