@@ -70,8 +70,8 @@ def test_networks_of_a_meta_batch_run_longest_first():
     cell = (("conv_5x5", 0), ("skip_connect", 1))
     genotype = Genotype(cell, (2,), cell, (2,))
     networks = tuple(
-        lower(Architecture(genotype, n_cells=cells, C=16, fc_dim=width, fc_layers=1))
-        for cells, width in ((2, 512), (8, 64), (5, 64))
+        lower(Architecture(genotype, n_cells=cells, C=16, fc_dim=width, fc_layers=3))
+        for cells, width in ((2, 1024), (8, 64), (5, 64))
     )
     parameters = [network.num_parameters for network in networks]
     assert parameters[0] == max(parameters)  # which is not what takes long
