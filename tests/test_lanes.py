@@ -69,9 +69,10 @@ def test_an_error_in_a_lane_is_raised():
 def test_networks_of_a_meta_batch_run_longest_first():
     cell = (("conv_5x5", 0), ("skip_connect", 1))
     genotype = Genotype(cell, (2,), cell, (2,))
-    networks = tuple(
-        lower(Architecture(genotype, n_cells=cells, C=16, fc_dim=width, fc_layers=3))
-        for cells, width in ((2, 1024), (8, 64), (5, 64))
+    networks = (
+        lower(Architecture(genotype, n_cells=2, C=64, stem_type=1, stem_pool=True)),  # of small maps
+        lower(Architecture(genotype, n_cells=4, C=16)),
+        lower(Architecture(genotype, n_cells=3, C=16)),
     )
     parameters = [network.num_parameters for network in networks]
     assert parameters[0] == max(parameters)  # which is not what takes long
