@@ -40,6 +40,8 @@ def main(arguments: list[str]) -> None:
         print(done.stdout, flush=True)
         if done.returncode:
             sys.exit(done.returncode)
+        if {"-h", "--help"} & set(options):
+            continue  # nothing was measured
         record = {
             "benchmark": name,
             "command": f"python -m benchmarks.{name} {without_paths(options)}".strip(),

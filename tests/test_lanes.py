@@ -9,6 +9,7 @@ import pytest
 
 from ghn_jax.architectures import Architecture, Genotype
 from ghn_jax.config import preset
+from ghn_jax.executor import lanes
 from ghn_jax.executor.lanes import run_in_lanes
 from ghn_jax.lowering import lower
 from ghn_jax.templates import deepnets_templates
@@ -26,6 +27,7 @@ x = jnp.ones((1024, 1024))
 product(x).block_until_ready()
 print(product(x).is_ready(), len(os.listdir("/proc/self/task")), os.environ.get("PJRT_NPROC"))
 """
+several_cores = pytest.mark.skipif(lanes._LANES < 2, reason="one core is not shared")
 linux = pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="threads are counted in /proc")
 
 
@@ -39,7 +41,7 @@ def compute(how: str, **environment: str) -> tuple[bool, int, str]:
 
 
 @linux
-@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="one core is not shared")
+@several_cores
 def test_a_computation_runs_on_the_thread_that_calls_for_it():
     ready, threads, _ = compute("shared")
     assert ready
@@ -51,6 +53,7 @@ def test_a_number_of_threads_that_is_set_is_kept():
     assert compute("shared", PJRT_NPROC="3")[2] == "3"
 
 
+@several_cores
 def test_two_run_at_a_time_and_come_in_order():
     both = threading.Barrier(2, timeout=60)  # neither passes alone
 

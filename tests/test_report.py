@@ -1,5 +1,9 @@
 """What benchmarks print, kept as JSON and as a page."""
 
+import pathlib
+
+import pytest
+
 from benchmarks import report
 
 OUTPUT = """2 of 3 blocks
@@ -34,3 +38,10 @@ def test_a_page_shows_what_was_printed():
 def test_directories_of_this_machine_are_left_out():
     options = ["--golden", "../figures", "--data_dir=/data/sets", "--out=a/b", "--steps", "3", "~/public"]
     assert report.without_paths(options) == "--golden PATH --data_dir=PATH --out=PATH --steps 3 PATH"
+
+
+def test_help_is_shown_and_not_kept(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys):
+    monkeypatch.setattr(report, "_DIRECTORY", tmp_path)
+    report.main(["memory", "--", "--help"])
+    assert "--sizes" in capsys.readouterr().out
+    assert not (tmp_path / "memory.json").exists()

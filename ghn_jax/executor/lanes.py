@@ -17,7 +17,8 @@ from ghn_jax.executor.convolutions import on_cpu
 
 T = TypeVar("T")
 
-_LANES = 2  # more would each keep a network's activations
+_CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+_LANES = min(2, _CORES)  # more would each keep a network's activations
 _THREADS = "PJRT_NPROC"
 """Tells XLA on how many threads a CPU is to run a program."""
 
@@ -27,8 +28,7 @@ def share_cores() -> None:
 
     From then on a computation on the CPU runs on the thread that calls for it, and is done when the call returns.
     """
-    cores = os.cpu_count() or 1
-    os.environ.setdefault(_THREADS, str(max(1, cores // _LANES)))
+    os.environ.setdefault(_THREADS, str(_CORES // _LANES))
     with contextlib.suppress(AttributeError):  # an option that another version of jax may not have
         jax.config.update("jax_cpu_enable_async_dispatch", False)
 
