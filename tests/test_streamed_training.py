@@ -60,6 +60,16 @@ def finished(data_dir: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -
     return workdir
 
 
+def test_too_few_held_out_images_are_an_error_before_training(data_dir, tmp_path: pathlib.Path):
+    done = run(
+        "train.py", *OPTIONS, "--val_archs=1", f"--data_dir={data_dir}", f"--workdir={tmp_path / 'run'}"
+    )
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert "`val_archs` (=1) need 64 held-out images" in line and "--val_archs=0" in line
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_killed_run_goes_on_with_the_same_images(finished, data_dir, tmp_path: pathlib.Path):
     arguments = (*OPTIONS, f"--data_dir={data_dir}", f"--workdir={tmp_path}")
     child = subprocess.Popen(command("train.py", *arguments), stdout=subprocess.DEVNULL)

@@ -12,7 +12,7 @@ from datasets.images import ImageDataset
 from datasets.loading import load
 from datasets.sources import StreamedDataset
 from ghn_jax import compilation, config, memory, sampling
-from ghn_jax.evaluation.accuracy import network_accuracy, predict_flat
+from ghn_jax.evaluation.accuracy import BATCH_SIZE, network_accuracy, predict_flat
 from ghn_jax.executor import lanes
 from ghn_jax.lowering import lower
 from ghn_jax.templates import deepnets_templates
@@ -63,6 +63,11 @@ def _train(options: TrainOptions) -> None:
     if options.batch_size > len(dataset.train):
         raise ValueError(
             f"`batch_size` (={options.batch_size}) exceeds the {len(dataset.train)} training images"
+        )
+    if options.val_archs and len(dataset.val) < BATCH_SIZE:
+        raise ValueError(
+            f"`val_archs` (={options.val_archs}) need {BATCH_SIZE} held-out images, and {options.dataset} has "
+            f"{len(dataset.val)}: use --val_archs=0"
         )
     steps_per_epoch = len(dataset.train) // options.batch_size
     horizon = options.epochs * steps_per_epoch
