@@ -90,6 +90,17 @@ def test_networks_train_in_bfloat16(finished: pathlib.Path, tmp_path: pathlib.Pa
     assert rough["loss"] != exact["loss"]
 
 
+def test_validation_agrees_with_evaluation(tmp_path: pathlib.Path):
+    """The one runs networks side by side, the other one after the other."""
+    loop.train(TrainOptions(meta_batch_size=1, batch_size=16, steps=1, val_archs=2, workdir=tmp_path))
+    last = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
+    results = tmp_path / "results.jsonl"
+    done = run("evaluate.py", f"--ckpt={tmp_path}", "--split=val", "--num_archs=2", f"--results={results}")
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in results.read_text().splitlines()[1:]]
+    assert last["val_top1"] == pytest.approx(sum(row["top1"] for row in rows) / 2, abs=0.4)  # an image
+
+
 def test_training_again_when_done_changes_nothing(finished: pathlib.Path):
     before = metrics(finished)
     assert run("train.py", *SMALL, f"--workdir={finished}").returncode == 0
