@@ -8,9 +8,9 @@ functions, once per size of graphs.
 
 import tyro
 
-from ghn_jax import sampling
+from ghn_jax.deepnets import sampling
+from ghn_jax.deepnets.lowering import CIFAR_SIZE
 from ghn_jax.executor.warm_up import Signature, signatures
-from ghn_jax.lowering import CIFAR_SIZE
 
 
 def main(steps: int = 2000, meta_batch_size: int = 8, batch: int = 64, seed: int = 0) -> None:

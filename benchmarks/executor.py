@@ -16,10 +16,11 @@ import numpy as np
 import tyro
 
 from benchmarks.public import run as run_public
-from ghn_jax import compilation, sampling
-from ghn_jax.architectures import Architecture
+from ghn_jax.deepnets import sampling
+from ghn_jax.deepnets.architectures import Architecture
+from ghn_jax.deepnets.lowering import lower
 from ghn_jax.executor import run
-from ghn_jax.lowering import lower
+from ghn_jax.runtime import compilation
 
 KINDS = ("sep_conv_5x5", "dil_conv_3x3", "conv_3x3", "conv_7x1_1x7", "msa", "cse")
 _BATCH = 64

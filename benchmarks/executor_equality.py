@@ -22,13 +22,13 @@ import optax
 import tyro
 from jaxtyping import Array, Float, Int
 
-from ghn_jax.architectures import Architecture
+from ghn_jax.deepnets.architectures import Architecture
+from ghn_jax.deepnets.lowering import CIFAR_SIZE, lower
+from ghn_jax.deepnets.networks import CellNetwork, from_params, to_params
+from ghn_jax.deepnets.sampling import SPLITS, sample
 from ghn_jax.executor import run
+from ghn_jax.executor.layouts import Parameter, flatten, unflatten
 from ghn_jax.executor.program import Lowered
-from ghn_jax.layouts import Parameter, flatten, unflatten
-from ghn_jax.lowering import CIFAR_SIZE, lower
-from ghn_jax.networks import CellNetwork, from_params, to_params
-from ghn_jax.sampling import SPLITS, sample
 
 Tensors = Mapping[str, np.ndarray]
 

@@ -23,15 +23,17 @@ import tyro
 from jaxtyping import Array
 
 from benchmarks.executor_equality import Case, make_case
-from ghn_jax import compilation, sampling
-from ghn_jax.architectures import Architecture
+from ghn_jax.deepnets import sampling
+from ghn_jax.deepnets.architectures import Architecture
+from ghn_jax.deepnets.families import FAMILIES, family_of, instruction_set
+from ghn_jax.deepnets.lowering import CIFAR_SIZE
 from ghn_jax.executor import fused, run
 from ghn_jax.executor.compiler_options import options_for
-from ghn_jax.executor.instruction_set import FAMILIES, InstructionSet, collect, family_of, instruction_set
+from ghn_jax.executor.instruction_set import InstructionSet, collect
+from ghn_jax.executor.layouts import flatten
 from ghn_jax.executor.simplify import simplify
 from ghn_jax.executor.table import assemble
-from ghn_jax.layouts import flatten
-from ghn_jax.lowering import CIFAR_SIZE
+from ghn_jax.runtime import compilation
 
 _TOLERANCE = 1e-4
 _CLASSES = 10

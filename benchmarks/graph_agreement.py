@@ -14,9 +14,10 @@ import jax.numpy as jnp
 import tyro
 
 from benchmarks.parity import refined_labels
-from ghn_jax import graph_of, networks, sampling
+from ghn_jax import graph_of
+from ghn_jax.deepnets import networks, sampling
+from ghn_jax.deepnets.lowering import UnreachableOutput, lower
 from ghn_jax.graphs import Graph, path_lengths
-from ghn_jax.lowering import UnreachableOutput, lower
 
 
 def main(num: int = 1000) -> None:

@@ -19,9 +19,9 @@ import numpy as np
 import tyro
 from PIL import Image, ImageEnhance
 
-from datasets import decode
-from datasets.sources import Example, Subset, open_dataset
-from datasets.stream import Batch, training_batches
+from ghn_jax.images import decode
+from ghn_jax.images.sources import Example, Subset, open_dataset
+from ghn_jax.images.stream import Batch, training_batches
 
 NEEDED = 3000
 """Images a second that keep an accelerator busy, to be on the safe side."""

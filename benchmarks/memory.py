@@ -17,8 +17,8 @@ _STEP = """
 import json, resource, sys
 import jax
 from benchmarks.meta_step import Ours
-from ghn_jax import sampling
-from ghn_jax.lowering import lower
+from ghn_jax.deepnets import sampling
+from ghn_jax.deepnets.lowering import lower
 def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 size = int(sys.argv[1])
 drawn = sampling.meta_batch(0, 0, 8).architectures

@@ -17,12 +17,13 @@ import numpy as np
 import tyro
 
 from benchmarks.public import run
-from ghn_jax import compilation, memory, sampling
-from ghn_jax.config import preset
+from ghn_jax.deepnets import sampling
+from ghn_jax.deepnets.lowering import lower
 from ghn_jax.executor import lanes
 from ghn_jax.executor.warm_up import WarmUp
-from ghn_jax.lowering import lower
-from ghn_jax.templates import deepnets_templates
+from ghn_jax.models.config import preset
+from ghn_jax.models.templates import deepnets_templates
+from ghn_jax.runtime import compilation, memory
 from ghn_jax.training import meta, prepare
 from ghn_jax.training.pmapped import replicate
 

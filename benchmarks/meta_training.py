@@ -23,9 +23,10 @@ import numpy as np
 import tyro
 
 from benchmarks.public import run
-from datasets import images
-from ghn_jax import commands, sampling
+from ghn_jax.deepnets import sampling
 from ghn_jax.evaluation.accuracy import summarize
+from ghn_jax.images import resident
+from ghn_jax.runtime import commands
 from ghn_jax.training import feed
 
 _BATCH, _META_BATCH, _CHANNELS = 64, 8, 32
@@ -49,7 +50,7 @@ def main(
       num_archs: architectures of the split val to test, with 32 channels.
       seed: that of `train.py`; the initial weights of the public GHN depend on it too.
     """
-    dataset = images.load("cifar10", data_dir)
+    dataset = resident.load("cifar10", data_dir)
     batches = [sampling.meta_batch(seed, step, _META_BATCH).architectures for step in range(steps)]
     tested = [dataclasses.replace(sampling.sample("val", i), C=_CHANNELS) for i in range(num_archs)]
     with tempfile.TemporaryDirectory() as folder:
@@ -73,7 +74,7 @@ def main(
     )
 
 
-def _write_images(folder: pathlib.Path, dataset: images.ImageDataset, steps: int, seed: int) -> None:
+def _write_images(folder: pathlib.Path, dataset: resident.ImageDataset, steps: int, seed: int) -> None:
     """The training batches that `train.py` draws, and the test images, channels first."""
     _, image_key, _ = jax.random.split(jax.random.key(seed), 3)
     draw = feed.open_feed(dataset, _BATCH, image_key, seed, 0, {}, 0)
@@ -85,7 +86,7 @@ def _write_images(folder: pathlib.Path, dataset: images.ImageDataset, steps: int
         batches[step] = np.moveaxis(np.asarray(x), -1, 1)
     batches.flush()
     np.save(folder / "labels.npy", labels)
-    test = images.normalize(jnp.asarray(dataset.test.images), dataset.mean, dataset.std)
+    test = resident.normalize(jnp.asarray(dataset.test.images), dataset.mean, dataset.std)
     np.save(folder / "test_images.npy", np.ascontiguousarray(np.moveaxis(np.asarray(test), -1, 1)))
     np.save(folder / "test_labels.npy", dataset.test.labels)
 

@@ -22,19 +22,18 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from ghn_jax import convert
-from ghn_jax.architectures import Architecture
-from ghn_jax.config import GHNConfig, preset
+from ghn_jax.deepnets.architectures import Architecture
+from ghn_jax.deepnets.lowering import lower
+from ghn_jax.deepnets.networks import CellNetwork, from_params, to_params
 from ghn_jax.evaluation.accuracy import predict_flat
 from ghn_jax.executor import run
+from ghn_jax.executor.layouts import unflatten
 from ghn_jax.graphs import PRIMITIVES, Graph, path_lengths
-from ghn_jax.layouts import unflatten
-from ghn_jax.lowering import lower
-from ghn_jax.networks import CellNetwork, from_params, to_params
+from ghn_jax.models.config import GHNConfig, preset
+from ghn_jax.models.templates import deepnets_templates
 from ghn_jax.predict import predict_parameters
-from ghn_jax.pretrained import TrainedGHN
+from ghn_jax.pretrained import TrainedGHN, public_names
 from ghn_jax.targets import NAMES, target
-from ghn_jax.templates import deepnets_templates
 from ghn_jax.training import meta, prepare
 from ghn_jax.training.pmapped import replicate
 
@@ -100,8 +99,8 @@ def load(path: pathlib.Path) -> Any:
 
 def golden_params(config: GHNConfig) -> dict[str, Any]:
     """The deterministic weights of the golden figures, in this project's tree."""
-    return convert.from_state_dict(
-        config, {n: fill(n, s) for n, s in convert.state_dict_shapes(config).items()}
+    return public_names.from_state_dict(
+        config, {n: fill(n, s) for n, s in public_names.state_dict_shapes(config).items()}
     )
 
 
@@ -327,7 +326,7 @@ def _clipped_norms(config: GHNConfig, before: meta.TrainState, after: meta.Train
         moments(before),
         before.params,
     )
-    return {n: float(np.linalg.norm(t)) for n, t in convert.to_state_dict(config, gradient).items()}
+    return {n: float(np.linalg.norm(t)) for n, t in public_names.to_state_dict(config, gradient).items()}
 
 
 if __name__ == "__main__":

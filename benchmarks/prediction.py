@@ -17,7 +17,7 @@ _COLD = """
 import time; start = time.perf_counter()
 import json, resource
 import jax, jax.numpy as jnp, ghn_jax
-from ghn_jax import compilation
+from ghn_jax.runtime import compilation
 compilation.use_persistent_cache()
 def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 imported = time.perf_counter() - start
@@ -39,7 +39,7 @@ def main(rounds: int = 5) -> None:
     import jax
 
     import ghn_jax
-    from ghn_jax import compilation
+    from ghn_jax.runtime import compilation
 
     images = jax.ShapeDtypeStruct((1, 32, 32, 3), "float32")
     compilation.use_persistent_cache()

@@ -17,8 +17,8 @@ import subprocess
 import sys
 from typing import Any
 
-from ghn_jax import commands
-from ghn_jax.errors import unknown_name
+from ghn_jax.runtime import commands
+from ghn_jax.runtime.errors import unknown_name
 
 _DIRECTORY = pathlib.Path(__file__).parents[1] / "docs" / "measured"
 _PACKAGES = ("jax", "jaxlib", "flax", "numpy")

@@ -14,8 +14,8 @@ import tyro
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import shortest_path
 
+from ghn_jax.deepnets.sampling import meta_batch
 from ghn_jax.graphs import Graph, path_lengths
-from ghn_jax.sampling import meta_batch
 
 
 def measure(num: int = 500, seed: int = 0) -> None:

@@ -21,7 +21,7 @@ import tyro
 from flax import nnx
 
 from ghn_jax import Function, TrainedGHN, predict_parameters
-from ghn_jax.config import preset
+from ghn_jax.models.config import preset
 from ghn_jax.models.ghn import init_params
 
 IMAGES = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)

@@ -1,1 +1,1 @@
-"""Data sets of the project: images to train networks on."""
+"""What makes data sets on disk: run from a clone, never imported by `ghn_jax`."""

@@ -3,7 +3,7 @@
 Command line: `python -m datasets.imagenet --archives=DIR --data_dir=DIR`, where the first directory holds
 ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar from image-net.org. See docs/imagenet.md.
 
-Images are stored as they are; TFDS itself converts 22 CMYK images and a PNG, which are left to `datasets.decode`.
+Images are stored as they are; TFDS itself converts 22 CMYK images and a PNG, which are left to `ghn_jax.images.decode`.
 """
 
 import io
@@ -21,8 +21,9 @@ import tyro
 from array_record.python.array_record_module import ArrayRecordWriter
 from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
-from datasets.tfds_layout import allow_open_files, dataset_info
-from ghn_jax import commands
+from datasets.tfds_layout import dataset_info
+from ghn_jax.runtime import commands
+from ghn_jax.runtime.open_files import allow_open_files
 
 VERSION = "5.1.0"
 ARCHIVES = {"train": "ILSVRC2012_img_train.tar", "validation": "ILSVRC2012_img_val.tar"}
@@ -43,7 +44,7 @@ class _Image(NamedTuple):
 
 
 def prepare_imagenet(data_dir: Path, archives: Path, progress: Progress = lambda done, num: None) -> Path:
-    """Writes `data_dir`/imagenet2012/5.1.0, which `datasets.sources.open_dataset` reads, and returns that directory.
+    """Writes `data_dir`/imagenet2012/5.1.0, which `ghn_jax.images.sources` reads, and returns that directory.
 
     Args:
       data_dir: TFDS directory, made if missing; needs 155 GB.

@@ -1,255 +1,197 @@
-"""Image classification sets, small enough to stay whole on the device, and batches drawn from them there.
+"""Prepares CIFAR-10 for TFDS without TensorFlow: official binary archive in, array_record directory out.
 
-A training batch is a pure function of a key, the step and the resident uint8 images, so that it compiles into
-the training step and a resumed run sees the very batches it would have seen.
+Command line: `python -m datasets.images prepare cifar10 --data_dir DIR [--archive FILE]`.
 """
 
+import hashlib
 import io
-import math
-from dataclasses import dataclass
+import json
+import sys
+import tarfile
+import tempfile
+import urllib.request
+import zlib
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike
-from jaxtyping import Array, Float, Int, Int32, PRNGKeyArray, UInt8
+import tyro
+from jaxtyping import UInt8
 
-from ghn_jax.errors import unknown_name
+from datasets.tfds_layout import dataset_info
+from ghn_jax.images.resident import CIFAR10_VERSION, ImageSplit
+from ghn_jax.runtime import commands
 
-DATASETS: tuple[str, ...] = ("digits", "cifar10")
-"""Names that `load` accepts."""
+URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
+SHA256 = "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"
 
-CIFAR10_VERSION = "3.0.2"
-"""Version of the TFDS data set `cifar10`, the name of its directory."""
+CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+FILES = {"train": tuple(f"data_batch_{number}.bin" for number in range(1, 6)), "test": ("test_batch.bin",)}
+"""Files of the archive that make up each split, in the order in which their images are numbered."""
 
-RGB = tuple[float, float, float]
-Images = UInt8[Array, "image height width channel"]
-Labels = Int[Array, " image"]
+RECORD_BYTES = 1 + 3 * 32 * 32
+"""A label, then a red, a green and a blue plane."""
 
-
-@dataclass(frozen=True)
-class ImageSplit:
-    """Images and their classes, on the host."""
-
-    images: UInt8[np.ndarray, "image height width 3"]
-    labels: Int32[np.ndarray, " image"]
-
-    def __len__(self) -> int:
-        return len(self.labels)
+Progress = Callable[[int, int], None]
+"""Is told how many bytes have come, and of how many (0 if unknown)."""
 
 
-@dataclass(frozen=True)
-class ImageDataset:
-    """A classification set and how its images are normalised and augmented.
-
-    Attributes:
-      image_size: height and width, in pixels.
-      mean: of the training pixels per colour, in 0..1.
-      std: their standard deviation.
-      flip: whether a mirrored image still belongs to its class.
-      pad: border that random crops may reach into, in pixels.
-      train: first 90 % of the training images.
-      val: the other training images, for CIFAR-10 the last 5,000.
-      test: images never trained on.
-    """
-
-    name: str
-    num_classes: int
-    image_size: int
-    mean: RGB
-    std: RGB
-    flip: bool
-    pad: int
-    train: ImageSplit
-    val: ImageSplit
-    test: ImageSplit
-
-
-def train_batch(
-    key: PRNGKeyArray,
-    step: ArrayLike,
-    images_u8: Images,
-    labels: Labels,
-    *,
-    batch_size: int,
-    mean: RGB,
-    std: RGB,
-    pad: int,
-    flip: bool,
-) -> tuple[Float[Array, "batch height width channel"], Int[Array, " batch"]]:
-    """Batch number `step` of an endless stream: shuffled, augmented, normalised.
-
-    `key` belongs to the stream and stays the same at every step.
-
-    Raises:
-      ValueError: `batch_size` is not in 1..len(`images_u8`).
-    """
-    order_key, augment_key = jax.random.split(key)
-    batch = batch_indices(order_key, step, len(images_u8), batch_size)
-    images = augment(jax.random.fold_in(augment_key, step), images_u8[batch], pad=pad, flip=flip)
-    return normalize(images, mean, std), labels[batch]
-
-
-def batch_indices(
-    key: PRNGKeyArray, step: ArrayLike, num_images: int, batch_size: int
-) -> Int32[Array, " batch"]:
-    """Indices of batch number `step`: each epoch is a new permutation, less its last incomplete batch.
-
-    Raises:
-      ValueError: `batch_size` is not in 1..`num_images`.
-    """
-    if not 1 <= batch_size <= num_images:
-        raise ValueError(f"`batch_size` (={batch_size}) must be in 1..{num_images}, the number of images")
-    epoch, batch = jnp.divmod(jnp.asarray(step, jnp.int32), num_images // batch_size)
-    positions = batch * batch_size + jnp.arange(batch_size, dtype=jnp.int32)
-    return _permute(jax.random.fold_in(key, epoch), positions, num_images)
-
-
-def _permute(key: PRNGKeyArray, positions: Int32[Array, " batch"], size: int) -> Int32[Array, " batch"]:
-    """Entries at `positions` of a random permutation of 0..size-1.
-
-    The permutation is a Feistel network whose round functions are random tables, on pairs of digits in base
-    ceil(sqrt(size)): no sort, hence 0.15 ms on a CPU instead of 20 ms for 45,000.
-    """
-    num_rounds = 12  # 8 leave a measurable bias in the order of a handful of images, 12 none
-    base = math.isqrt(size - 1) + 1
-    tables = jax.random.randint(key, (num_rounds, base), 0, base, dtype=jnp.int32)
-
-    def scramble(index):
-        left, right = jnp.divmod(index, base)
-        for table in tables:
-            left, right = right, (left + table[right]) % base
-        return left * base + right
-
-    # The network permutes 0..base²-1; following it until it is back below `size` permutes 0..size-1.
-    return jax.lax.while_loop(
-        lambda index: (index >= size).any(),
-        lambda index: jnp.where(index < size, index, scramble(index)),
-        scramble(positions),
-    )
-
-
-def augment(key: PRNGKeyArray, images_u8: Images, *, pad: int, flip: bool) -> Images:
-    """Shifts each image by up to `pad` pixels, zeros filling in; `flip` mirrors each with probability 1/2."""
-    crop_key, flip_key = jax.random.split(key)
-    padded = jnp.pad(images_u8, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
-    corners = jax.random.randint(crop_key, (len(images_u8), 2), 0, 2 * pad + 1)
-
-    def crop(image, corner):
-        return jax.lax.dynamic_slice(image, (corner[0], corner[1], 0), images_u8.shape[1:])
-
-    cropped = jax.vmap(crop)(padded, corners)
-    if not flip:
-        return cropped
-    mirrored = jax.random.bernoulli(flip_key, shape=(len(images_u8), 1, 1, 1))
-    return jnp.where(mirrored, cropped[:, :, ::-1], cropped)
-
-
-def normalize(images_u8: Images, mean: RGB, std: RGB) -> Float[Array, "image height width channel"]:
-    """(pixel / 255 - mean) / std, per colour, in float32."""
-    pixels = jnp.asarray(images_u8, jnp.float32) / 255
-    return (pixels - jnp.asarray(mean, jnp.float32)) / jnp.asarray(std, jnp.float32)
-
-
-def load(name: str, data_dir: str | None = None) -> ImageDataset:
-    """Reads a data set into host memory.
+def prepare_cifar10(
+    data_dir: Path, archive: Path | None = None, progress: Progress = lambda received, size: None
+) -> Path:
+    """Writes `data_dir`/cifar10/3.0.2, which `ghn_jax.images.resident.load` reads, and returns that directory.
 
     Args:
-      name: one of `DATASETS`.
-      data_dir: TFDS directory, with `cifar10` in array_record format; "digits" comes with scikit-learn.
+      data_dir: TFDS directory, made if missing.
+      archive: a local `cifar-10-binary.tar.gz`; None downloads the official one, 162 MiB.
+      progress: follows the download.
 
     Raises:
-      ValueError: `name` is unknown, or `data_dir` lacks the data set.
+      ValueError: the data set is there already, or the archive is not a whole CIFAR-10, binary version.
+      OSError: the directory cannot be written, or the download fails.
     """
-    if name == "digits":
-        return _load_digits()
-    if name == "cifar10":
-        return _load_cifar10(data_dir)
-    raise unknown_name("name", name, DATASETS)
+    directory = data_dir / "cifar10" / CIFAR10_VERSION
+    if directory.exists():
+        raise ValueError(f"`data_dir` (={str(data_dir)!r}) already has {directory}: remove it first")
+    with tempfile.TemporaryDirectory() as scratch:
+        splits = read_archive(archive or _download(Path(scratch, "cifar-10-binary.tar.gz"), progress))
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    # Written beside and then renamed, so that a directory of that name is always whole.
+    with tempfile.TemporaryDirectory(dir=directory.parent, prefix="incomplete.") as scratch:
+        partial = Path(scratch, CIFAR10_VERSION)
+        partial.mkdir()
+        _write(partial, splits)
+        partial.rename(directory)
+    return directory
 
 
-def _load_cifar10(data_dir: str | None) -> ImageDataset:
-    """Real CIFAR-10 with the constants of the public code, in about 8 s."""
-    remedy = "prepare it with `python -m datasets.images prepare cifar10 --data_dir DIR`"
-    if data_dir is None:
-        raise ValueError(f"`data_dir` (=None) must name a TFDS directory with cifar10: {remedy}")
-    shards = Path(data_dir, "cifar10", CIFAR10_VERSION, "cifar10-*.array_record-*")
-    if not list(shards.parent.glob(shards.name)):
-        raise ValueError(f"`data_dir` (={data_dir!r}) lacks {shards}: {remedy}")
-    train, val = _hold_out(_read_cifar10(data_dir, "train"))
-    return ImageDataset(
-        name="cifar10",
-        num_classes=10,
-        image_size=32,
-        mean=(0.49139968, 0.48215827, 0.44653124),
-        std=(0.24703233, 0.24348505, 0.26158768),
-        flip=True,
-        pad=4,
-        train=train,
-        val=val,
-        test=_read_cifar10(data_dir, "test"),
+def read_archive(archive: Path) -> dict[str, ImageSplit]:
+    """The "train" and "test" images in a `cifar-10-binary.tar.gz`, in their official order.
+
+    Raises:
+      ValueError: `archive` is missing, damaged or something else.
+    """
+    try:
+        with tarfile.open(archive, "r:gz") as tar:
+            members = {Path(member.name).name: member for member in tar}
+            return {split: _read_split(tar, members, names) for split, names in FILES.items()}
+    except (tarfile.TarError, EOFError, zlib.error, OSError, ValueError) as error:
+        raise ValueError(
+            f"`archive` (={str(archive)!r}) must be a whole cifar-10-binary.tar.gz, as at {URL}: {error}"
+        ) from error
+
+
+def _read_split(
+    tar: tarfile.TarFile, members: dict[str, tarfile.TarInfo], names: tuple[str, ...]
+) -> ImageSplit:
+    """The images of the files `names`, one after the other."""
+    records = np.concatenate([_read_records(tar, members, name) for name in names])
+    planes = records[:, 1:].reshape(-1, 3, 32, 32)
+    return ImageSplit(np.ascontiguousarray(planes.transpose(0, 2, 3, 1)), records[:, 0].astype(np.int32))
+
+
+def _read_records(
+    tar: tarfile.TarFile, members: dict[str, tarfile.TarInfo], name: str
+) -> UInt8[np.ndarray, "image 3073"]:
+    file = tar.extractfile(members[name]) if name in members else None
+    if file is None:
+        raise ValueError(f"it lacks {name}")
+    data = np.frombuffer(file.read(), np.uint8)
+    if data.size == 0 or data.size % RECORD_BYTES:
+        raise ValueError(f"{name} has {data.size} bytes, not a multiple of {RECORD_BYTES}")
+    records = data.reshape(-1, RECORD_BYTES)
+    if records[:, 0].max() >= len(CLASSES):
+        raise ValueError(f"{name} has label {records[:, 0].max()}, not in 0..{len(CLASSES) - 1}")
+    return records
+
+
+def _download(path: Path, progress: Progress) -> Path:
+    """Fetches the official archive, which must have the published checksum."""
+    with urllib.request.urlopen(URL, timeout=60) as response, path.open("wb") as file:
+        size = int(response.headers.get("Content-Length", 0))
+        while chunk := response.read(2**20):
+            file.write(chunk)
+            progress(file.tell(), size)
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest != SHA256:
+        raise ValueError(f"{URL} came with SHA-256 {digest}, not {SHA256}: try again, or give `archive`")
+    return path
+
+
+def _write(directory: Path, splits: dict[str, ImageSplit]) -> None:
+    """Writes the TFDS files: one shard of tf.train.Example protos per split, and their description."""
+    import tensorflow_datasets as tfds  # slow to import, and a wrong archive is to be refused at once
+    from array_record.python.array_record_module import ArrayRecordWriter
+    from tensorflow_datasets.core.example_serializer import ExampleSerializer
+
+    features = tfds.features.FeaturesDict(
+        {
+            "id": tfds.features.Text(),
+            "image": tfds.features.Image(shape=(32, 32, 3), encoding_format="png"),
+            "label": tfds.features.ClassLabel(names=list(CLASSES)),
+        }
     )
+    specs: Any = features.get_serialized_info()
+    serializer = ExampleSerializer(specs)
+    num_bytes = dict.fromkeys(splits, 0)
+    for name, split in splits.items():
+        # One example per group, as TFDS has it: reading one then unpacks no other.
+        path = directory / f"cifar10-{name}.array_record-00000-of-00001"
+        writer = ArrayRecordWriter(str(path), "group_size:1")
+        for index, (image, label) in enumerate(zip(split.images, split.labels, strict=True)):
+            example: Any = {"id": f"{name}_{index:05d}", "image": _png(image), "label": label}
+            record = serializer.serialize_example(example)
+            writer.write(record)
+            num_bytes[name] += len(record)
+        writer.close()
+    features.save_config(str(directory))
+    info = dataset_info(
+        "cifar10",
+        CIFAR10_VERSION,
+        "CIFAR-10: 32x32 colour images in 10 classes.",
+        "https://www.cs.toronto.edu/~kriz/cifar.html",
+        "tensorflow_datasets.image_classification.cifar",
+        [
+            {"name": name, "shardLengths": [str(len(split.labels))], "numBytes": str(num_bytes[name])}
+            for name, split in splits.items()
+        ],
+    )
+    (directory / "dataset_info.json").write_text(json.dumps(info, indent=2))
 
 
-def _read_cifar10(data_dir: str, split: str) -> ImageSplit:
-    """One TFDS split, in the order of the original files."""
-    import tensorflow_datasets as tfds  # slow to import, and other data sets do without
+def _png(image: UInt8[np.ndarray, "height width 3"]) -> bytes:
     from PIL import Image
 
-    # Decoding images here, not in TFDS, avoids its warning that OpenCV is not installed.
-    decoders = {"image": tfds.decode.SkipDecoding()}
-    source: Any = tfds.data_source(
-        f"cifar10:{CIFAR10_VERSION}", split=split, data_dir=data_dir, decoders=decoders, download=False
-    )
-    # TFDS stores examples shuffled; their ids number them in the order of the original files.
-    examples = sorted(source.__getitems__(range(len(source))), key=lambda example: example["id"])
-    images = [np.asarray(Image.open(io.BytesIO(example["image"]))) for example in examples]
-    return ImageSplit(np.stack(images), np.array([example["label"] for example in examples], np.int32))
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "PNG")
+    return file.getvalue()
 
 
-def _load_digits() -> ImageDataset:
-    """1,797 real 8x8 digits, enlarged to 32x32; after a fixed shuffle the last 360 are for testing."""
-    from sklearn.datasets import load_digits  # slow to import, and other data sets do without
+def prepare(name: Literal["cifar10"], /, data_dir: Path, archive: Path | None = None) -> None:
+    """Prepares a data set, without TensorFlow.
 
-    scans, labels = load_digits(return_X_y=True)
-    order = np.random.default_rng(0).permutation(len(scans))
-    images = _enlarge(scans.reshape(-1, 8, 8)[order] / 16, factor=4)
-    images = np.repeat(np.rint(images * 255).astype(np.uint8)[..., None], 3, axis=-1)
-    labels = labels[order].astype(np.int32)
-    train, val = _hold_out(ImageSplit(images[:-360], labels[:-360]))
-    mean, std = float(train.images.mean() / 255), float(train.images.std() / 255)
-    return ImageDataset(
-        name="digits",
-        num_classes=10,
-        image_size=32,
-        mean=(mean, mean, mean),
-        std=(std, std, std),
-        flip=False,
-        pad=4,
-        train=train,
-        val=val,
-        test=ImageSplit(images[-360:], labels[-360:]),
-    )
+    Args:
+      name: the data set; digits needs no preparation.
+      data_dir: TFDS directory to write it to.
+      archive: a local cifar-10-binary.tar.gz, downloaded if not given.
+    """
+
+    def show(received: int, size: int) -> None:
+        end = "\n" if received == size else "\r"
+        print(f"{received >> 20} of {size >> 20} MiB", end=end, file=sys.stderr, flush=True)
+
+    print(f"wrote {prepare_cifar10(data_dir, archive, show)}")
 
 
-def _enlarge(images: Float[np.ndarray, "image s s"], factor: int) -> Float[np.ndarray, "image t t"]:
-    """Bilinear interpolation between pixel centres; the border pixels extend outwards."""
-    size = images.shape[-1]
-    centres = np.clip((np.arange(factor * size) + 0.5) / factor - 0.5, 0, size - 1)
-    weights = np.maximum(0, 1 - np.abs(centres[:, None] - np.arange(size)))
-    return weights @ images @ weights.T
-
-
-def _hold_out(split: ImageSplit) -> tuple[ImageSplit, ImageSplit]:
-    """(all but the last tenth, the last tenth) of a split."""
-    images, labels = split.images, split.labels
-    cut = len(labels) - len(labels) // 10
-    return ImageSplit(images[:cut], labels[:cut]), ImageSplit(images[cut:], labels[cut:])
+def main() -> None:
+    """Runs the command line."""
+    with commands.errors_as_lines():
+        tyro.extras.subcommand_cli_from_dict(
+            {"prepare": prepare}, prog="python -m datasets.images", use_underscores=True
+        )
 
 
 if __name__ == "__main__":
-    from datasets.prepare import main
-
     main()

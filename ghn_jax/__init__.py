@@ -1,11 +1,11 @@
 """Graph HyperNetworks in JAX: predict all parameters of a neural network in one forward pass."""
 
-from ghn_jax.batch_norm import apply_by_batch, fill_running_statistics
-from ghn_jax.graphs.walk import UnsupportedModel
 from ghn_jax.predict import Prediction, Report, graph_of, predict_parameters
 from ghn_jax.pretrained import TrainedGHN, load
 from ghn_jax.targets import target
-from ghn_jax.tracing import Function
+from ghn_jax.tracing.batch_norm import apply_by_batch, fill_running_statistics
+from ghn_jax.tracing.models import Function
+from ghn_jax.tracing.walk import UnsupportedModel
 
 __all__ = [
     "Function",

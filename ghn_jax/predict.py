@@ -22,14 +22,15 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float
 
-from ghn_jax import assembly, pretrained
-from ghn_jax.config import GHNConfig
+from ghn_jax import pretrained
 from ghn_jax.graphs import Graph, batch
-from ghn_jax.graphs.builder import Extracted
-from ghn_jax.graphs.walk import UnsupportedModel
+from ghn_jax.models import assembly
+from ghn_jax.models.config import GHNConfig
 from ghn_jax.models.ghn import GHN, encode
 from ghn_jax.pretrained import TrainedGHN
-from ghn_jax.tracing import Traced, trace
+from ghn_jax.tracing.builder import Extracted
+from ghn_jax.tracing.models import Traced, trace
+from ghn_jax.tracing.walk import UnsupportedModel
 
 
 @dataclasses.dataclass(frozen=True)

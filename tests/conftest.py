@@ -3,7 +3,7 @@ import pathlib
 import jax
 import pytest
 
-from ghn_jax import compilation
+from ghn_jax.runtime import compilation
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 

@@ -11,7 +11,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from PIL import Image
 from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
-from datasets import sources
+from ghn_jax.images import sources
 
 
 def picture(seed: int, height: int, width: int) -> Image.Image:

@@ -13,15 +13,16 @@ from flax import nnx
 
 import ghn_jax
 from benchmarks.graph_agreement import labels
-from ghn_jax import compilation, networks, sampling
-from ghn_jax.config import preset
+from ghn_jax.deepnets import networks, sampling
+from ghn_jax.deepnets.lowering import lower
 from ghn_jax.evaluation.options import EvaluateOptions
 from ghn_jax.evaluation.report import evaluate
 from ghn_jax.graphs import PRIMITIVES, Graph, draw
-from ghn_jax.lowering import lower
+from ghn_jax.models.config import preset
 from ghn_jax.models.ghn import init_params
 from ghn_jax.pretrained import TrainedGHN
-from ghn_jax.tracing import trace
+from ghn_jax.runtime import compilation
+from ghn_jax.tracing.models import trace
 
 IMAGES = jnp.zeros((2, 32, 32, 3))
 

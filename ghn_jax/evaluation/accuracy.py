@@ -17,15 +17,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from datasets.images import ImageDataset, normalize
-from datasets.sources import StreamedDataset
-from datasets.stream import evaluation_batches
-from ghn_jax.config import GHNConfig
 from ghn_jax.executor import run
 from ghn_jax.executor.program import Lowered
 from ghn_jax.graphs import batch
+from ghn_jax.images.resident import ImageDataset, normalize
+from ghn_jax.images.sources import StreamedDataset
+from ghn_jax.images.stream import evaluation_batches
+from ghn_jax.models.config import GHNConfig
 from ghn_jax.models.ghn import GHN, encode
-from ghn_jax.templates import Template, make_plan
+from ghn_jax.models.templates import Template, make_plan
 
 BATCH_SIZE = 64
 """Images per batch, hence of the batch-norm statistics, in the published evaluation."""

@@ -14,18 +14,18 @@ import safetensors.numpy
 from flax import nnx
 from flax.traverse_util import flatten_dict
 
-from datasets.images import ImageDataset
-from datasets.loading import load
-from datasets.sources import StreamedDataset
 from ghn_jax import pretrained
-from ghn_jax.batch_norm import apply_by_batch
+from ghn_jax.deepnets.networks import from_params
 from ghn_jax.evaluation import results
 from ghn_jax.evaluation.accuracy import BATCH_SIZE, Logits, accuracy
 from ghn_jax.evaluation.options import EvaluateOptions
 from ghn_jax.graphs import draw
-from ghn_jax.networks import from_params
+from ghn_jax.images.loading import load
+from ghn_jax.images.resident import ImageDataset
+from ghn_jax.images.sources import StreamedDataset
 from ghn_jax.predict import predict_parameters
 from ghn_jax.targets import NAMES, target
+from ghn_jax.tracing.batch_norm import apply_by_batch
 
 
 def is_model(arch: str) -> bool:

@@ -9,17 +9,19 @@ from collections.abc import Callable
 
 import jax
 
-from datasets.loading import load
-from ghn_jax import compilation, pretrained, sampling
-from ghn_jax.errors import unknown_name
+from ghn_jax import pretrained
+from ghn_jax.deepnets import sampling
+from ghn_jax.deepnets.lowering import lower
 from ghn_jax.evaluation import results
 from ghn_jax.evaluation.accuracy import network_accuracy, predict_flat, summarize
 from ghn_jax.evaluation.models import evaluate_model, is_model
 from ghn_jax.evaluation.options import EvaluateOptions
 from ghn_jax.executor.program import Lowered
-from ghn_jax.lowering import lower
+from ghn_jax.images.loading import load
+from ghn_jax.models.templates import deepnets_templates
+from ghn_jax.runtime import compilation
+from ghn_jax.runtime.errors import unknown_name
 from ghn_jax.targets import NAMES
-from ghn_jax.templates import deepnets_templates
 
 _FEW_CLASSES = 10
 """Up to as many, the top-5 accuracy says little."""

@@ -2,7 +2,7 @@
 
 A block is a hashable description; called with its weights and inputs it is a pure function of arrays with static
 shapes. A few hundred of them make up every network of the training distribution, which is why a training run
-stops compiling. Channel sizes here include padding (see `ghn_jax.layouts`): padded channels are zero on entry,
+stops compiling. Channel sizes here include padding (see `ghn_jax.executor.layouts`): padded channels are zero on entry,
 and stay zero since their weights are.
 """
 

@@ -12,8 +12,8 @@ import numpy as np
 
 from ghn_jax.executor import blocks
 from ghn_jax.executor.blocks import Block
+from ghn_jax.executor.layouts import ROW, Axis, Layout, Parameter
 from ghn_jax.graphs import PRIMITIVES, Graph, Shape
-from ghn_jax.layouts import ROW, Axis, Layout, Parameter
 
 IMAGE = 0
 """The register that holds the images."""

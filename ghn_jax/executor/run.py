@@ -42,8 +42,9 @@ def logits(program: Program, flat: Flat, images: Images) -> Logits:
     """The network's logits, in evaluation (no dropout).
 
     Args:
-      program: a network's program, from `ghn_jax.lowering`.
-      flat: its parameters, laid out as `ghn_jax.layouts` says; of any shape with at least its `flat_size` elements.
+      program: a network's program, from `ghn_jax.deepnets.lowering`.
+      flat: its parameters, laid out as `ghn_jax.executor.layouts` says; of any shape with at least its `flat_size`
+        elements.
       images: normalised images. Batch norm uses the statistics of this batch.
     """
     program = without_dropout(program)

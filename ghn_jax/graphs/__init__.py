@@ -1,4 +1,4 @@
-"""Computational graphs: what they hold, how they are batched, how they are read off a traced function."""
+"""Computational graphs: what they hold, how they are batched, how they are drawn."""
 
 from ghn_jax.graphs.draw import draw
 from ghn_jax.graphs.graph import (

@@ -13,10 +13,10 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
-from ghn_jax.config import GHNConfig
-from ghn_jax.layouts import ROW
+from ghn_jax.executor.layouts import ROW
+from ghn_jax.models.config import GHNConfig
 from ghn_jax.models.mlp import uniform_init
-from ghn_jax.templates import ROWS_PER_STEP, Plan, Template
+from ghn_jax.models.templates import ROWS_PER_STEP, Plan, Template
 
 Embeddings = Float[Array, "node c"]
 Rows = Float[Array, "row 8"]
@@ -46,7 +46,7 @@ class ParameterDecoder(nn.Module):
 
         Args:
           nodes: embeddings of one network's nodes.
-          plan: its decoding plan, from `ghn_jax.templates.make_plan`.
+          plan: its decoding plan, from `ghn_jax.models.templates.make_plan`.
           templates: the forms that the plan was made for.
         """
         return decode(DecoderSpec(self.config, templates), self._weights(), nodes, plan)

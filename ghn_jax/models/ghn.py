@@ -13,15 +13,13 @@ import jraph
 import numpy as np
 from jaxtyping import Array, Float
 
-from ghn_jax.architectures import NAMED
-from ghn_jax.config import GHNConfig
 from ghn_jax.graphs import PRIMITIVES, Graph, batch, path_lengths, to_graphs_tuple
-from ghn_jax.lowering import CIFAR_SIZE, lower
+from ghn_jax.models.config import GHNConfig
 from ghn_jax.models.decoder import ParameterDecoder
 from ghn_jax.models.gated_gnn import GatedGNN
 from ghn_jax.models.mlp import MLP
 from ghn_jax.models.shape_encoder import Embedding, ShapeEncoder, shape_indices, shape_tables
-from ghn_jax.templates import Plan, Template, deepnets_templates, make_plan
+from ghn_jax.models.templates import Plan, Template, empty_plan
 
 Nodes = Float[Array, "graph node c"]
 Rows = Float[Array, "row 8"]
@@ -103,12 +101,13 @@ def encode(graph: Graph, config: GHNConfig) -> jraph.GraphsTuple:
 
 def init_params(config: GHNConfig, key: Array) -> dict[str, Any]:
     """Weights of a fresh GHN, initialised as PyTorch does by default."""
-    network = lower(NAMED["vit"], config.num_classes)  # any network will do: no weight depends on it
-    templates = deepnets_templates(config, CIFAR_SIZE)
-    graphs, plan = batch([encode(network.graph, config)]), make_plan(network, config, templates)
+    nothing = np.zeros(0, np.int32)
+    primitives = np.array([PRIMITIVES.index("input")])
+    single = Graph(primitives, (None,), (None,), nothing, nothing)  # any will do: no weight depends on it
+    graphs = batch([encode(single, config)])
 
     def init(key: Array) -> dict[str, Any]:
-        variables = GHN(config).init(key, graphs.graphs, graphs.max_nodes, plan, templates)
+        variables = GHN(config).init(key, graphs.graphs, graphs.max_nodes, empty_plan(), ())
         return cast(dict[str, Any], variables["params"])
 
     return jax.jit(init)(key)  # jitted, what initialisation does not need is never run

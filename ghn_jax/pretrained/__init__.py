@@ -13,9 +13,9 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from ghn_jax.config import GHNConfig
-from ghn_jax.convert import from_state_dict, to_state_dict
-from ghn_jax.errors import unknown_name
+from ghn_jax.models.config import GHNConfig
+from ghn_jax.pretrained.public_names import from_state_dict, to_state_dict
+from ghn_jax.runtime.errors import unknown_name
 
 _HERE = pathlib.Path(__file__).parent
 _FORMAT = "ghn_jax-1"
@@ -50,9 +50,10 @@ def load(source: str | pathlib.Path) -> TrainedGHN:
     """
     path = pathlib.Path(source)
     if path.is_dir():
-        from ghn_jax.training.checkpoint import load_run  # orbax takes a second to import
+        from ghn_jax.pretrained.runs import load_weights  # orbax takes a second to import
 
-        return load_run(path)
+        params, meta = load_weights(path)
+        return TrainedGHN(config_from_dict(meta["config"]), params, meta["info"])
     if not path.exists() and path.suffix == "" and path.name == str(source):
         if str(source) not in bundled():
             raise unknown_name("ckpt", source, [*bundled(), "the path of a run or a .safetensors file"])

@@ -1,14 +1,14 @@
 """Named image classifiers, with torchvision's topology and parameter names, to predict parameters for.
 
 The path of a parameter, joined by dots, is its name in torchvision's state_dict, but for the last part: "kernel"
-and "scale" are "weight" there (`ghn_jax.networks.to_params` and `from_params` convert). Two things differ from
+and "scale" are "weight" there (`ghn_jax.deepnets.networks.to_params` and `from_params` convert). Two things differ from
 torchvision in training: no blocks are dropped at random (stochastic depth), and running statistics move by a
 tenth, with the biased variance, in all families.
 """
 
 from flax import linen as nn
 
-from ghn_jax.errors import unknown_name
+from ghn_jax.runtime.errors import unknown_name
 from ghn_jax.targets import (
     convnext,
     densenet,

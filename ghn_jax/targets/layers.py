@@ -13,7 +13,7 @@ from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
-from ghn_jax.graphs.rules import MARK
+from ghn_jax.tracing.rules import MARK
 
 Images = Float[Array, "batch height width 3"]
 Map = Float[Array, "batch height width channel"]

@@ -11,11 +11,11 @@ from typing import Any, NamedTuple, Protocol
 import jax
 from jaxtyping import Array
 
-from ghn_jax.config import GHNConfig
-from ghn_jax.executor.instruction_set import instruction_set
+from ghn_jax.deepnets.families import instruction_set
+from ghn_jax.deepnets.sampling import MetaBatch
 from ghn_jax.executor.warm_up import WarmUp
-from ghn_jax.sampling import MetaBatch
-from ghn_jax.templates import Template
+from ghn_jax.models.config import GHNConfig
+from ghn_jax.models.templates import Template
 from ghn_jax.training import fused, meta, prepare
 from ghn_jax.training.meta import GHNStep, Metrics, TrainState
 from ghn_jax.training.pmapped import replicate

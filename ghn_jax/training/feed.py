@@ -12,10 +12,10 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jaxtyping import Array, Float, Int
 
-from datasets import images
-from datasets.images import ImageDataset
-from datasets.sources import StreamedDataset
-from datasets.stream import TrainStream
+from ghn_jax.images import resident
+from ghn_jax.images.resident import ImageDataset
+from ghn_jax.images.sources import StreamedDataset
+from ghn_jax.images.stream import TrainStream
 
 Batch = tuple[Float[Array, "batch height width 3"], Int[Array, " batch"]]
 
@@ -69,7 +69,7 @@ class _Resident:
         self._images, self._labels = jnp.asarray(dataset.train.images), jnp.asarray(dataset.train.labels)
         self._batch = jax.jit(
             functools.partial(
-                images.train_batch,
+                resident.train_batch,
                 batch_size=batch_size,
                 mean=dataset.mean,
                 std=dataset.std,
@@ -102,7 +102,7 @@ class _Streamed:
         )
         self._stream.restore(self._stream.state() | state | {"next_batch": first_step})
         self._state = state
-        self._normalize = jax.jit(functools.partial(images.normalize, mean=dataset.mean, std=dataset.std))
+        self._normalize = jax.jit(functools.partial(resident.normalize, mean=dataset.mean, std=dataset.std))
 
     @property
     def damaged(self) -> int:

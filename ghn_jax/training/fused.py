@@ -20,16 +20,17 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from ghn_jax.architectures import Architecture
-from ghn_jax.config import GHNConfig
+from ghn_jax.deepnets.architectures import Architecture
+from ghn_jax.deepnets.families import family_of
 from ghn_jax.executor import fused
 from ghn_jax.executor.compiler_options import options_for
-from ghn_jax.executor.instruction_set import FLAT_SIZES, InstructionSet, family_of
+from ghn_jax.executor.instruction_set import FLAT_SIZES, InstructionSet
+from ghn_jax.executor.layouts import ROW
 from ghn_jax.executor.program import Lowered
 from ghn_jax.executor.table import MAX_PLACES, Assembled, assemble, empty_table
-from ghn_jax.layouts import ROW
+from ghn_jax.models.config import GHNConfig
 from ghn_jax.models.ghn import encode
-from ghn_jax.templates import Plan, PlanSize, Template, make_plan, plan_size
+from ghn_jax.models.templates import Plan, PlanSize, Template, make_plan, plan_size
 from ghn_jax.training.meta import GHNStep, Metrics, TrainState
 from ghn_jax.training.pmapped import AXIS, pmapped
 from ghn_jax.training.prepare import check_divides, stack, stack_graphs

@@ -8,14 +8,16 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from datasets.images import ImageDataset
-from datasets.loading import load
-from datasets.sources import StreamedDataset
-from ghn_jax import compilation, config, memory, sampling
+from ghn_jax.deepnets import sampling
+from ghn_jax.deepnets.lowering import lower
 from ghn_jax.evaluation.accuracy import BATCH_SIZE, network_accuracy, predict_flat
 from ghn_jax.executor import lanes
-from ghn_jax.lowering import lower
-from ghn_jax.templates import deepnets_templates
+from ghn_jax.images.loading import load
+from ghn_jax.images.resident import ImageDataset
+from ghn_jax.images.sources import StreamedDataset
+from ghn_jax.models import config
+from ghn_jax.models.templates import deepnets_templates
+from ghn_jax.runtime import compilation, memory
 from ghn_jax.training import executors, feed, meta, prepare, processes
 from ghn_jax.training.checkpoint import RunCheckpoints
 from ghn_jax.training.options import TrainOptions

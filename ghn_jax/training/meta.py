@@ -19,13 +19,13 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
-from ghn_jax.config import GHNConfig
 from ghn_jax.executor import run
 from ghn_jax.executor.compiler_options import options_for
 from ghn_jax.executor.lanes import run_in_lanes
 from ghn_jax.executor.program import Lowered
+from ghn_jax.models.config import GHNConfig
 from ghn_jax.models.ghn import GHN, init_params
-from ghn_jax.templates import Template
+from ghn_jax.models.templates import Template
 from ghn_jax.training.pmapped import AXIS, pmapped
 from ghn_jax.training.prepare import PreparedBatch
 

@@ -5,9 +5,9 @@ import pathlib
 import re
 from typing import Any
 
-from datasets.loading import check_name
-from ghn_jax.config import PRESETS
-from ghn_jax.errors import unknown_name
+from ghn_jax.images.loading import check_name
+from ghn_jax.models.config import PRESETS
+from ghn_jax.runtime.errors import unknown_name
 from ghn_jax.training.executors import EXECUTORS, PRECISIONS
 
 _DEFAULTS = {

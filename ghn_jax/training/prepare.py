@@ -8,11 +8,11 @@ import jax
 import jraph
 import numpy as np
 
-from ghn_jax.config import GHNConfig
 from ghn_jax.executor.program import Lowered
 from ghn_jax.graphs import batch, pad_size
+from ghn_jax.models.config import GHNConfig
 from ghn_jax.models.ghn import encode
-from ghn_jax.templates import Plan, PlanSize, Template, make_plan, plan_size
+from ghn_jax.models.templates import Plan, PlanSize, Template, make_plan, plan_size
 
 T = TypeVar("T")
 

@@ -15,7 +15,7 @@ from collections.abc import Generator
 import jax
 import numpy as np
 
-from ghn_jax import commands
+from ghn_jax.runtime import commands
 
 AUTO = "auto"
 """In place of a coordinator: jax asks SLURM, Open MPI or the TPU."""

@@ -1,0 +1,1 @@
+"""Image sets at run time: by name, whole on the device or streamed from disk."""

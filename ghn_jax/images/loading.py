@@ -1,0 +1,25 @@
+"""Image sets by name: small ones that stay on the device, large ones that are streamed."""
+
+import pathlib
+
+from ghn_jax.images import resident, sources
+from ghn_jax.images.resident import DATASETS, ImageDataset
+from ghn_jax.images.sources import STREAMED, StreamedDataset
+from ghn_jax.runtime.errors import unknown_name
+
+
+def check_name(name: str) -> None:
+    """Raises ValueError, with the nearest names, for one that `load` does not know."""
+    if name not in DATASETS and name != "imagenet" and name.partition(":")[0] not in ("tfds", "folder"):
+        raise unknown_name("dataset", name, [*DATASETS, *STREAMED])
+
+
+def load(name: str, data_dir: pathlib.Path | None = None) -> ImageDataset | StreamedDataset:
+    """Opens an image set: one of `DATASETS`, or of the forms in `STREAMED`.
+
+    Raises ValueError if it is unknown, is not there, or cannot be used (see `resident.load`, `sources.open_dataset`).
+    """
+    check_name(name)
+    if name in DATASETS:
+        return resident.load(name, str(data_dir) if data_dir else None)
+    return sources.open_dataset(name, data_dir)

@@ -1,6 +1,0 @@
-"""Networks as plain Flax modules: to use predicted parameters with, and to test the executor against."""
-
-from ghn_jax.networks.cells import CellNetwork
-from ghn_jax.networks.parameters import from_params, to_params
-
-__all__ = ["CellNetwork", "from_params", "to_params"]

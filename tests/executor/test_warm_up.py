@@ -1,0 +1,29 @@
+"""Compiling blocks ahead of the networks."""
+
+import jax
+import jax.numpy as jnp
+
+from ghn_jax.deepnets.architectures import Architecture, Genotype
+from ghn_jax.deepnets.lowering import lower
+from ghn_jax.executor import run
+from ghn_jax.executor.warm_up import WarmUp
+from ghn_jax.training.pmapped import replicate
+
+CELL = (("sep_conv_3x3", 0), ("skip_connect", 1))
+NETWORK = lower(Architecture(Genotype(CELL, (2,), CELL, (2,)), n_cells=2, C=16, fc_dim=64, fc_layers=1))
+IMAGES = (4, 32, 32, 3)
+
+
+def test_what_is_compiled_ahead_is_what_a_step_runs():
+    """Also on parameters from a pmapped function, whose arrays remember the mesh they come from."""
+    WarmUp(IMAGES, jax.local_devices())([NETWORK.program])
+    compiled = run._compiled.cache_info().misses
+    decoded = replicate(jnp.zeros(NETWORK.flat_size), jax.devices())
+    shard = decoded.addressable_shards[0]
+    flat = jax.device_put(shard.data, shard.device)
+    images, labels = (
+        jax.device_put(jnp.zeros(s, t), shard.device) for s, t in ((IMAGES, float), ((4,), int))
+    )
+    run.loss_and_gradient(NETWORK.program, flat, images, labels)
+    assert compiled > 0
+    assert run._compiled.cache_info().misses == compiled

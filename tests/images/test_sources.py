@@ -1,0 +1,125 @@
+"""Opening streamed image sets, and what is wrong with them."""
+
+import importlib.util
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from image_sets import jpeg, labels, numbered, write_folder, write_tfds
+
+from ghn_jax.images import sources
+from ghn_jax.images.sources import DamagedImage, open_dataset
+
+
+def test_imagenet_holds_out_a_tenth_of_its_training_images(tmp_path):
+    splits = {"train": numbered(50), "validation": numbered(7), "test": [(jpeg(0), -1)] * 3}
+    write_tfds(tmp_path, splits, num_classes=50)
+    dataset = open_dataset("imagenet", tmp_path)
+    assert (dataset.num_classes, dataset.image_size, dataset.crops) == (50, 224, "resized")
+    assert [len(source) for source in (dataset.train, dataset.val, dataset.test)] == [45, 5, 7]
+    assert sorted(labels(dataset.train) + labels(dataset.val)) == list(range(50))
+    assert labels(dataset.val) == labels(open_dataset("imagenet", tmp_path).val)
+    assert labels(dataset.test) == list(range(7))  # the test split's labels are secret
+    assert dataset.train[0].data == jpeg(dataset.train[0].label)
+    assert "tensorflow" not in sys.modules
+
+
+def test_tfds_gives_classes_and_size(tmp_path):
+    splits = {"train": numbered(20), "test": numbered(5)}
+    write_tfds(tmp_path, splits, num_classes=20, name="small/1.0.0", shape=(32, 32, 3))
+    write_tfds(tmp_path, splits, num_classes=30, name="small/10.0.0", shape=(32, 32, 3))
+    write_tfds(tmp_path, splits | {"validation": numbered(4)}, 20, name="other/grey/2.0.0", shape=(40, 48, 1))
+    dataset = open_dataset("tfds:small", str(tmp_path))
+    assert (dataset.num_classes, dataset.image_size, dataset.crops) == (30, 32, "shifted")
+    assert open_dataset("tfds:small:1.0.0", tmp_path).num_classes == 20
+    assert open_dataset("tfds:small", tmp_path, image_size=64).crops == "resized"
+    other = open_dataset("tfds:other/grey", tmp_path)
+    assert [len(source) for source in (other.train, other.val, other.test)] == [20, 4, 5]
+    assert (other.image_size, other.crops) == (224, "resized")
+
+
+def test_folder_holds_out_the_last_files_of_each_class(tmp_path):
+    write_folder(tmp_path, {"train": {"ant": 30, "bee": 12, "cat": 5}, "val": {"ant": 2, "cat": 1}})
+    (tmp_path / "train/ant/readme.txt").write_text("no image")
+    dataset = open_dataset(f"folder:{tmp_path}")
+    assert (dataset.num_classes, dataset.image_size, dataset.crops) == (3, 224, "resized")
+    assert labels(dataset.val) == [0, 0, 0, 1]
+    assert Counter(labels(dataset.train)) == {0: 27, 1: 11, 2: 5}
+    assert labels(dataset.test) == [0, 0, 2]
+    assert dataset.test[2].data == jpeg(1)
+    (tmp_path / "val/cat/000.jpg").unlink()
+    with pytest.raises(DamagedImage, match=r"val/cat/000\.jpg: No such file"):
+        dataset.test[2]
+
+
+def test_held_out_images_of_imagenet_in_a_folder_are_the_published_ones():
+    source = sources.FolderSource(Path(), [str(i) for i in range(1000)], [["a"] * 732, *[["a"] * 1300] * 999])
+    held_out = source.held_out()
+    assert len(held_out) == 50_000
+    np.testing.assert_array_equal(held_out[:50], np.arange(682, 732))
+
+
+@pytest.mark.parametrize(
+    ("name", "data_dir", "message"),
+    [
+        ("imagenet", None, r"`data_dir` \(=None\) must name a TFDS directory"),
+        ("imagenet", "none", r"`data_dir` .*none.* lacks imagenet2012 \(it holds nothing\)"),
+        ("imagenet", "elsewhere", r"lacks imagenet2012 \(it holds cifar10, mixed\)"),
+        ("imagenet", "old", r"lacks version 5\.1\.0 \(it holds 5\.0\.0\)"),
+        ("imagenet", "good/imagenet2012", r"lacks imagenet2012 .* give the directory above, '.*good'"),
+        ("imagenet", "good/imagenet2012/5.1.0", r"give the directory above, '.*good'"),
+        ("tfds:mixed", "elsewhere", r"mixed/1\.0\.0 holds another data set, cifar10/3\.0\.2"),
+        ("imagenet", "tfrecord", r"is in the format tfrecord: prepare it with file_format='array_record'"),
+        ("imagenet", "incomplete", r"lacks 1 of 1 files of its split 'validation'"),
+        ("imagenet", "no_info", r"lacks dataset_info\.json"),
+        ("imagenet", "bad_info", r"holds no readable TFDS data set"),
+        ("imagenet", "empty", r"has no images in its split 'validation'"),
+        ("imagenet", "one_class", r"has 1 class: classification needs two or more"),
+        ("imagenet", "no_test", r"has the labelled splits train: needed are train, and"),
+        ("imagenet", "few", r"too few training images \(9\) to hold out a tenth"),
+        ("folder:{}/none", None, r"folder:.*none lacks .*none/train \(it holds nothing\)"),
+        ("folder:{}/folder_one", None, r"has 1 class"),
+        ("folder:{}/folder_empty_class", None, r"train/bee has no images, nor have 0 other"),
+        ("folder:{}/folder_empty", None, r"has no images in its split 'train'"),
+        ("folder:{}/folder_other", None, r"val has 1 classes that train lacks, as 'dog'"),
+        ("imagnet", None, r"`dataset` \(='imagnet'\) is unknown: valid are imagenet, tfds:NAME, folder:PATH"),
+        ("tfds:", None, r"is unknown"),
+    ],
+)
+def test_bad_data_is_one_clear_error(wrong_data, name, data_dir, message):
+    with pytest.raises(ValueError, match=message):
+        open_dataset(name.format(wrong_data), data_dir and wrong_data / data_dir)
+
+
+@pytest.fixture(scope="module")
+def wrong_data(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("wrong")
+    images = {"train": numbered(20), "validation": numbered(3)}
+    write_tfds(root / "good", images, 20)
+    write_tfds(root / "elsewhere", images, 20, name="cifar10/3.0.2")
+    write_tfds(root / "elsewhere", images, 20, name="mixed/1.0.0", stored_name="cifar10/3.0.2")
+    write_tfds(root / "old", images, 20, name="imagenet2012/5.0.0")
+    write_tfds(root / "tfrecord", images, 20, file_format="tfrecord")
+    directory = write_tfds(root / "incomplete", images, 20)
+    (directory / "imagenet2012-validation.array_record-00000-of-00001").unlink()
+    (write_tfds(root / "no_info", images, 20) / "dataset_info.json").unlink()
+    (write_tfds(root / "bad_info", images, 20) / "dataset_info.json").write_text("{")
+    write_tfds(root / "empty", images | {"validation": []}, 20)
+    write_tfds(root / "one_class", {split: [(jpeg(0), 0)] * 20 for split in images}, 1)
+    write_tfds(root / "no_test", {"train": numbered(20)}, 20)
+    write_tfds(root / "few", images | {"train": numbered(9)}, 9)
+    write_folder(root / "folder_one", {"train": {"ant": 10}, "val": {"ant": 1}})
+    write_folder(root / "folder_empty_class", {"train": {"ant": 10, "bee": 0}, "val": {"ant": 1}})
+    write_folder(root / "folder_empty", {"train": {"ant": 0, "bee": 0}, "val": {"ant": 1}})
+    write_folder(root / "folder_other", {"train": {"ant": 10, "bee": 10}, "val": {"dog": 1}})
+    return root
+
+
+@pytest.mark.parametrize("missing", ["PIL", "simplejpeg"])
+def test_missing_decoder_is_named(monkeypatch, tmp_path, missing):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == missing else find(name))
+    with pytest.raises(ValueError, match="needs image decoders: pip install pillow simplejpeg"):
+        open_dataset("imagenet", tmp_path)

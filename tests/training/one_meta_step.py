@@ -1,0 +1,63 @@
+"""Takes one meta-training step over eight networks and saves its loss and gradient.
+
+    python tests/one_meta_step.py FILE.npz DEVICES [HOST:PORT NUM_PROCESSES PROCESS_ID]
+
+Each process has this many simulated devices; process 0 writes the file.
+"""
+
+import sys
+
+import jax
+import numpy as np
+
+from ghn_jax.deepnets.architectures import Architecture, Genotype
+from ghn_jax.deepnets.lowering import lower
+from ghn_jax.models import config
+from ghn_jax.models.templates import deepnets_templates
+from ghn_jax.runtime import compilation
+from ghn_jax.training import meta, pmapped, prepare, processes
+
+CELL = (("sep_conv_3x3", 0), ("skip_connect", 1))
+NETWORKS = tuple(
+    Architecture(Genotype(CELL, (2,), CELL, (2,)), n_cells=3, C=32, fc_dim=fc_dim, fc_layers=2, stem_type=1)
+    for fc_dim in (64, 64, 128, 64, 128, 128, 64, 64)
+)
+
+
+def main(path: str, devices: str, coordinator: str | None = None, *who: str) -> None:
+    jax.config.update("jax_num_cpu_devices", int(devices))
+    compilation.use_persistent_cache()
+    num_processes, process_id = map(int, who) if who else (None, None)
+    with processes.joined(coordinator, num_processes, process_id, wait=60):
+        everywhere, here = jax.devices(), jax.local_devices()
+        own = [i for i, device in enumerate(everywhere) if device.process_index == jax.process_index()]
+        preset = config.preset("ghn2")
+        templates = deepnets_templates(preset, 32)
+        networks = tuple(lower(arch) for arch in NETWORKS)
+        batch = prepare.prepare(networks, preset, templates, len(everywhere), own)
+        optimizer = meta.make_optimizer(1e-3, 1e-5, 5.0)
+        ghn = meta.make_ghn_step(preset, templates, optimizer, everywhere)
+        state = pmapped.replicate(meta.init_state(preset, optimizer, jax.random.key(0)), everywhere)
+        rng = np.random.default_rng(0)
+        images = rng.standard_normal((8, 32, 32, 3)).astype(np.float32)
+        labels = rng.integers(0, 10, 8).astype(np.int32)
+        state, metrics = meta.meta_step(
+            ghn,
+            state,
+            batch,
+            [jax.device_put(images, d) for d in here],
+            [jax.device_put(labels, d) for d in here],
+            jax.random.key(1),
+        )
+        if jax.process_index() == 0:
+            momentum = next(s.mu for s in jax.tree.leaves(state.opt_state, is_leaf=_has_mu) if _has_mu(s))
+            gradient = np.concatenate([np.ravel(leaf[0]) for leaf in jax.tree.leaves(momentum)])
+            np.savez(path, loss=np.asarray(metrics.loss[0]), gradient=gradient, devices=len(everywhere))
+
+
+def _has_mu(node: object) -> bool:
+    return hasattr(node, "mu")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,183 @@
+"""The commands, as a user runs them: train, be killed, resume, evaluate, and be told what is wrong."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import pytest
+
+from ghn_jax.training import loop, meta
+from ghn_jax.training.options import TrainOptions
+
+STEPS = 3
+SMALL = [
+    "--meta_batch_size=1",
+    "--batch_size=16",
+    f"--steps={STEPS}",
+    "--checkpoint_every=1",
+    "--val_archs=0",
+    "--log_every=1",
+]
+
+
+def command(script: str, *arguments: str) -> list[str]:
+    return [sys.executable, script, *arguments]
+
+
+def run(script: str, *arguments: str, devices: int = 1) -> subprocess.CompletedProcess[str]:
+    env = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+    return subprocess.run(command(script, *arguments), capture_output=True, text=True, env=env)
+
+
+def metrics(workdir: pathlib.Path) -> list[dict]:
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    return [{k: json.loads(line)[k] for k in ("step", "loss", "top1", "gradient_norm")} for line in lines]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    workdir = tmp_path_factory.mktemp("run")
+    done = run("train.py", *SMALL, f"--workdir={workdir}")
+    assert done.returncode == 0, done.stderr
+    assert f"step {STEPS}/{STEPS}" in done.stdout
+    assert "ETA" in done.stdout
+    assert "compilations" in done.stdout
+    return workdir
+
+
+def test_a_killed_run_resumes_to_the_same_metrics(finished: pathlib.Path, tmp_path: pathlib.Path):
+    child = subprocess.Popen(command("train.py", *SMALL, f"--workdir={tmp_path}"), stdout=subprocess.DEVNULL)
+    file = tmp_path / "metrics.jsonl"
+    while child.poll() is None and not (file.exists() and file.read_text().count("\n") == 2):
+        time.sleep(0.05)
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    resumed = run("train.py", *SMALL, f"--workdir={tmp_path}")
+    assert resumed.returncode == 0, resumed.stderr
+    assert "resuming" in resumed.stdout
+    assert metrics(tmp_path) == metrics(finished)
+
+
+def test_a_meta_batch_that_does_not_divide_is_an_error(tmp_path: pathlib.Path):
+    done = run("train.py", "--meta_batch_size=3", f"--workdir={tmp_path / 'run'}", devices=2)
+    assert_one_line_error(done, "choose a multiple of 2")
+
+
+def test_a_network_too_large_for_memory_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path):
+    def accumulate(*_: object) -> None:
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.")
+
+    monkeypatch.setattr(meta.run, "accumulate", accumulate)
+    options = TrainOptions(meta_batch_size=1, batch_size=16, steps=1, val_archs=0, workdir=tmp_path)
+    with pytest.raises(
+        ValueError, match=r"batch_size.*=16.*lower it.*architecture \d+ of the split train, step 1"
+    ):
+        loop.train(options)
+
+
+def test_networks_train_in_bfloat16(finished: pathlib.Path, tmp_path: pathlib.Path):
+    options = TrainOptions(
+        meta_batch_size=1, batch_size=16, steps=1, val_archs=0, precision="bfloat16", workdir=tmp_path
+    )
+    loop.train(options)
+    (rough,), exact = metrics(tmp_path), metrics(finished)[0]
+    assert rough["loss"] == pytest.approx(exact["loss"], rel=0.02)
+    assert rough["loss"] != exact["loss"]
+
+
+def test_validation_agrees_with_evaluation(tmp_path: pathlib.Path):
+    """The one runs networks side by side, the other one after the other."""
+    loop.train(TrainOptions(meta_batch_size=1, batch_size=16, steps=1, val_archs=2, workdir=tmp_path))
+    last = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
+    results = tmp_path / "results.jsonl"
+    done = run("evaluate.py", f"--ckpt={tmp_path}", "--split=val", "--num_archs=2", f"--results={results}")
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in results.read_text().splitlines()[1:]]
+    assert last["val_top1"] == pytest.approx(sum(row["top1"] for row in rows) / 2, abs=0.4)  # an image
+
+
+def test_training_again_when_done_changes_nothing(finished: pathlib.Path):
+    before = metrics(finished)
+    assert run("train.py", *SMALL, f"--workdir={finished}").returncode == 0
+    assert metrics(finished) == before
+
+
+def test_evaluation_goes_on_where_it_stopped(finished: pathlib.Path, tmp_path: pathlib.Path):
+    results = tmp_path / "results.jsonl"
+    arguments = [f"--ckpt={finished}", "--split=val", "--channels=32", f"--results={results}"]
+    first = run("evaluate.py", *arguments, "--num_archs=1")
+    assert first.returncode == 0, first.stderr
+    assert f"trained for {STEPS} steps on digits" in first.stdout
+    results.write_text(results.read_text() + '{"arch": "1", "par')  # cut short by a kill
+    second = run("evaluate.py", *arguments, "--num_archs=2")
+    assert second.returncode == 0, second.stderr
+    records = [json.loads(line) for line in results.read_text().splitlines()]
+    assert [record.get("arch") for record in records] == [None, "0", "1"]
+    assert records[0]["images"] == 143
+    assert all(0 <= record["top1"] <= 100 for record in records[1:])
+    assert "(mean ± standard error of 2)" in second.stdout
+
+
+BAD_TRAINING = {
+    "dataset": (["--dataset=cifar01"], "did you mean 'cifar10'"),
+    "preset": (["--preset=ghn3"], "did you mean 'ghn"),
+    "executor": (["--executor=block"], "did you mean 'blocks'"),
+    "micro_batch_size": (["--executor=fused", "--micro_batch_size=8"], "is for the executor blocks"),
+    "precision": (["--precision=float16"], "did you mean 'bfloat16'"),
+    "precision of fused": (["--executor=fused", "--precision=bfloat16"], "is for the executor blocks"),
+    "data_dir": (["--dataset=cifar10", "--data_dir=/no/such"], "ghn_jax.images.resident prepare cifar10"),
+    "no data_dir": (["--dataset=cifar10"], "ghn_jax.images.resident prepare cifar10"),
+    "batch_size": (["--batch_size=100000"], "exceeds"),
+    "steps": (["--steps=0"], "at least 1"),
+    "label_smoothing": (["--label_smoothing=1.5"], "in 0..1"),
+    "num_workers": (["--num_workers=-1"], "not be negative"),
+    "process_id": (["--process_id=1"], "need `coordinator`"),
+    "learning_rate": (["--learning_rate=nan"], "positive"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_TRAINING)
+def test_bad_training_options(case: str, tmp_path: pathlib.Path):
+    arguments, remedy = BAD_TRAINING[case]
+    assert_one_line_error(run("train.py", *arguments, f"--workdir={tmp_path / 'run'}"), remedy)
+    assert not (tmp_path / "run").exists()
+
+
+def test_resuming_with_other_options_is_an_error(finished: pathlib.Path):
+    before = metrics(finished)
+    other = (*SMALL, "--learning_rate=0.1", f"--workdir={finished}")
+    assert_one_line_error(run("train.py", *other), "--learning_rate was 0.001")
+    assert run("train.py", *other, "--change_options=True").returncode == 0
+    assert metrics(finished) == before
+
+
+BAD_EVALUATION = {
+    "arch": (["--arch=resnet51"], "did you mean 'resnet50'"),
+    "split": (["--split=tset"], "did you mean 'test'"),
+    "index": (["--split=test", "--arch=500"], "from 0 to 499"),
+    "dataset": (["--dataset=digit"], "did you mean 'digits'"),
+    "ckpt": (["--ckpt=no-such-ghn"], "no-such-ghn"),
+    "channels": (["--channels=20"], "multiple of 16"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_EVALUATION)
+def test_bad_evaluation_options(case: str, finished: pathlib.Path, tmp_path: pathlib.Path):
+    arguments, remedy = BAD_EVALUATION[case]
+    results = tmp_path / "results.jsonl"
+    assert_one_line_error(
+        run("evaluate.py", f"--ckpt={finished}", *arguments, f"--results={results}"), remedy
+    )
+    assert not results.exists()
+
+
+def assert_one_line_error(done: subprocess.CompletedProcess[str], remedy: str) -> None:
+    assert done.returncode == 2, (done.stdout, done.stderr)
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+    assert remedy in done.stderr
