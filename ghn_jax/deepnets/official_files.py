@@ -6,9 +6,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import h5py
-
 from ghn_jax.deepnets.lowering import CIFAR_SIZE
+from ghn_jax.runtime.extras import extra
+
+with extra("train"):
+    import h5py
 
 
 def records(path: Path, split: str, image_size: int) -> list[dict[str, Any]]:

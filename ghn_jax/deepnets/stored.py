@@ -12,7 +12,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, SupportsIndex, overload
 
-import h5py
 import numpy as np
 from jaxtyping import Int64
 
@@ -22,6 +21,10 @@ from ghn_jax.deepnets.lowering import CIFAR_SIZE, lower
 from ghn_jax.deepnets.sampling import SPLITS
 from ghn_jax.graphs import PRIMITIVES
 from ghn_jax.runtime.errors import unknown_name
+from ghn_jax.runtime.extras import extra
+
+with extra("train"):
+    import h5py
 
 FORMAT = "ghn_jax.deepnets1m"
 VERSION = 1

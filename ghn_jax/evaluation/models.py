@@ -24,6 +24,7 @@ from ghn_jax.images.loading import load
 from ghn_jax.images.resident import ImageDataset
 from ghn_jax.images.sources import StreamedDataset
 from ghn_jax.predict import predict_parameters
+from ghn_jax.runtime.extras import extra
 from ghn_jax.targets import NAMES, target
 from ghn_jax.tracing.batch_norm import apply_by_batch
 
@@ -107,7 +108,8 @@ def export(variables: Any, path: pathlib.Path, public_names: bool) -> None:
     if isinstance(variables, nnx.Module):
         variables = {"params": nnx.to_pure_dict(nnx.state(variables, nnx.Param))}
     if path.suffix != ".safetensors":
-        import orbax.checkpoint as ocp  # takes a second to import
+        with extra("train"):
+            import orbax.checkpoint as ocp  # takes a second to import
 
         with ocp.StandardCheckpointer() as checkpointer:
             checkpointer.save(path.absolute(), variables)

@@ -13,11 +13,14 @@ from collections.abc import Callable
 from typing import TypeVar
 
 import numpy as np
-import simplejpeg
 from jaxtyping import Float32, UInt8
-from PIL import Image, UnidentifiedImageError
 
 from ghn_jax.images.sources import DamagedImage
+from ghn_jax.runtime.extras import extra
+
+with extra("train"):
+    import simplejpeg
+    from PIL import Image, UnidentifiedImageError
 
 RESIZED = 256 / 224
 """Size to which the shorter side is resized for evaluation, as a multiple of the size of the central crop."""

@@ -17,6 +17,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, Int32, PRNGKeyArray, UInt8
 
 from ghn_jax.runtime.errors import unknown_name
+from ghn_jax.runtime.extras import extra
 
 DATASETS: tuple[str, ...] = ("digits", "cifar10")
 """Names that `load` accepts."""
@@ -195,8 +196,9 @@ def _load_cifar10(data_dir: str | None) -> ImageDataset:
 
 def _read_cifar10(data_dir: str, split: str) -> ImageSplit:
     """One TFDS split, in the order of the original files."""
-    import tensorflow_datasets as tfds  # slow to import, and other data sets do without
-    from PIL import Image
+    with extra("train"):
+        import tensorflow_datasets as tfds  # slow to import, and other data sets do without
+        from PIL import Image
 
     # Decoding images here, not in TFDS, avoids its warning that OpenCV is not installed.
     decoders = {"image": tfds.decode.SkipDecoding()}
@@ -211,7 +213,8 @@ def _read_cifar10(data_dir: str, split: str) -> ImageSplit:
 
 def _load_digits() -> ImageDataset:
     """1,797 real 8x8 digits, enlarged to 32x32; after a fixed shuffle the last 360 are for testing."""
-    from sklearn.datasets import load_digits  # slow to import, and other data sets do without
+    with extra("train"):
+        from sklearn.datasets import load_digits  # slow to import, and other data sets do without
 
     scans, labels = load_digits(return_X_y=True)
     order = np.random.default_rng(0).permutation(len(scans))

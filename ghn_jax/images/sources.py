@@ -9,7 +9,6 @@ TensorFlow is not needed. See docs/imagenet.md for how to get ImageNet.
 [1] facebookresearch/ppuda, vision/imagenet.py: the last 50 training images of each class are held out for validation.
 """
 
-import importlib.util
 import os
 import re
 from collections.abc import Sequence
@@ -20,6 +19,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 import numpy as np
 from jaxtyping import Int
 
+from ghn_jax.runtime.extras import extra
 from ghn_jax.runtime.open_files import allow_open_files
 
 STREAMED = ("imagenet", "tfds:NAME", "folder:PATH")
@@ -105,8 +105,9 @@ def open_dataset(
       ValueError: the name is unknown; the set is missing, incomplete, of another version or format, or has an empty
         split or a single class; or no decoder is installed.
     """
-    if importlib.util.find_spec("PIL") is None or importlib.util.find_spec("simplejpeg") is None:
-        raise ValueError(f"`dataset` (={name!r}) needs image decoders: pip install pillow simplejpeg")
+    with extra("train"):  # told here rather than at the first batch
+        import PIL  # noqa: F401
+        import simplejpeg  # noqa: F401
     if image_size is not None and image_size < 1:
         raise ValueError(f"`image_size` (={image_size}) must be at least 1")
     kind, _, rest = name.partition(":")
@@ -235,7 +236,8 @@ class TfdsSource:
 
 def _open_tfds(name: str, data_dir: Path | str | None) -> _Found:
     """Opens the TFDS data set NAME, NAME/CONFIG or either with :VERSION, by default the highest one there."""
-    import tensorflow_datasets as tfds  # slow to import, and folders do without
+    with extra("train"):
+        import tensorflow_datasets as tfds  # slow to import, and folders do without
 
     directory = _tfds_directory(name, data_dir)
     try:

@@ -13,12 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import grain
 import numpy as np
-from absl import flags
 from jaxtyping import Bool, Int32, UInt8
 
 from ghn_jax.images.sources import DamagedImage, Source, StreamedDataset
+from ghn_jax.runtime.extras import extra
+
+with extra("train"):
+    import grain
+    from absl import flags
 
 MAX_DAMAGED_IN_A_ROW = 64
 """With as many neighbours unreadable, a file or disk is at fault, not an image."""

@@ -5,7 +5,11 @@ from typing import Any
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
+
+from ghn_jax.runtime.extras import extra
+
+with extra("train"):
+    import orbax.checkpoint as ocp
 
 LATEST, BEST = "latest", "best"
 """Kinds of checkpoints: the one to go on from, the one to use."""

@@ -6,9 +6,8 @@ import traceback
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
-import tyro
-
 from ghn_jax.runtime import memory
+from ghn_jax.runtime.extras import extra
 
 Options = TypeVar("Options")
 
@@ -17,6 +16,8 @@ def run(options: type[Options], main: Callable[[Options], None]) -> None:
     """Parses `options` from the command line and calls `main`, in `errors_as_lines`."""
     memory.reuse_freed_memory()
     with errors_as_lines():
+        with extra("train"):
+            import tyro
         main(tyro.cli(options, config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagConversionOff)))
 
 

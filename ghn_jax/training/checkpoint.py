@@ -9,10 +9,13 @@ from typing import Any
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 
 from ghn_jax.pretrained.runs import BEST, LATEST, directory, read
+from ghn_jax.runtime.extras import extra
 from ghn_jax.training.meta import TrainState
+
+with extra("train"):
+    import orbax.checkpoint as ocp
 
 
 class RunCheckpoints:

@@ -16,7 +16,6 @@ from typing import Any, NamedTuple, cast
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jaxtyping import Array, Float, Int
 
 from ghn_jax.executor import run
@@ -26,8 +25,12 @@ from ghn_jax.executor.program import Lowered
 from ghn_jax.models.config import GHNConfig
 from ghn_jax.models.ghn import GHN, init_params
 from ghn_jax.models.templates import Template
+from ghn_jax.runtime.extras import extra
 from ghn_jax.training.pmapped import AXIS, pmapped
 from ghn_jax.training.prepare import PreparedBatch
+
+with extra("train"):
+    import optax
 
 Params = dict[str, Any]
 

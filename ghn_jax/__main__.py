@@ -1,0 +1,57 @@
+"""The commands: `python -m ghn_jax` lists them, and what is installed."""
+
+import importlib.metadata
+import platform
+
+import ghn_jax
+from ghn_jax.runtime import commands
+
+_COMMANDS = {
+    "ghn-train": "meta-trains a GHN; in a clone also python train.py",
+    "ghn-evaluate": "tests a GHN on unseen architectures, or on a model; in a clone also python evaluate.py",
+    "python -m ghn_jax": "prints this",
+}
+
+
+def train() -> None:
+    """`ghn-train`."""
+    with commands.errors_as_lines():
+        from ghn_jax.training.loop import train
+        from ghn_jax.training.options import TrainOptions
+
+    commands.run(TrainOptions, train)
+
+
+def evaluate() -> None:
+    """`ghn-evaluate`."""
+    with commands.errors_as_lines():
+        from ghn_jax.evaluation.options import EvaluateOptions
+        from ghn_jax.evaluation.report import evaluate
+
+    commands.run(EvaluateOptions, evaluate)
+
+
+def overview() -> str:
+    """Version, commands, bundled GHNs and devices."""
+    import jax
+
+    from ghn_jax import pretrained
+
+    libraries = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("jax", "flax", "numpy"))
+    devices = jax.devices()
+    lines = [
+        f"ghn_jax {ghn_jax.__version__} (Python {platform.python_version()}, {libraries})",
+        "",
+        "commands (--help lists the options of each)",
+        *(f"  {command:<17}  {what}" for command, what in _COMMANDS.items()),
+        "",
+        "bundled GHNs",
+        *(f"  {name:<17}  {pretrained.load(name).info.get('dataset', '')}" for name in pretrained.bundled()),
+        "",
+        f"devices\n  {len(devices)} x {devices[0].device_kind} ({jax.default_backend()})",
+    ]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(overview())
