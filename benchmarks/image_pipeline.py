@@ -20,7 +20,8 @@ import tyro
 from PIL import Image, ImageEnhance
 
 from ghn_jax.images import decode
-from ghn_jax.images.sources import Example, Subset, open_dataset
+from ghn_jax.images.examples import Example, Subset
+from ghn_jax.images.sources import open_dataset
 from ghn_jax.images.stream import Batch, training_batches
 
 NEEDED = 3000

@@ -11,7 +11,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from PIL import Image
 from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
-from ghn_jax.images import sources
+from ghn_jax.images.examples import Example, Source
 
 
 def picture(seed: int, height: int, width: int) -> Image.Image:
@@ -103,9 +103,9 @@ def write_folder(path: Path, splits: dict[str, dict[str, int]]) -> None:
                 (path / split / name / f"{index:03}.jpg").write_bytes(jpeg(number))
 
 
-def examples(source: sources.Source) -> list[sources.Example]:
+def examples(source: Source) -> list[Example]:
     return [source[index] for index in range(len(source))]
 
 
-def labels(source: sources.Source) -> list[int]:
+def labels(source: Source) -> list[int]:
     return [example.label for example in examples(source)]

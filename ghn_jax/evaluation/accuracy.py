@@ -22,7 +22,7 @@ from ghn_jax.executor.program import Lowered
 from ghn_jax.graphs import batch
 from ghn_jax.images.resident import ImageDataset, normalize
 from ghn_jax.images.sources import StreamedDataset
-from ghn_jax.images.stream import evaluation_batches
+from ghn_jax.images.stream import Batch, evaluation_batches
 from ghn_jax.models.config import GHNConfig
 from ghn_jax.models.ghn import GHN, encode
 from ghn_jax.models.templates import Template, make_plan
@@ -38,11 +38,13 @@ class Accuracy(NamedTuple):
 
     Attributes:
       num_images: how many images count: all but damaged ones.
+      damaged: what is wrong with each of the others.
     """
 
     top1: float
     top5: float
     num_images: int
+    damaged: tuple[str, ...] = ()
 
 
 def predict_flat(
@@ -89,26 +91,24 @@ def accuracy(
 
     Raises ValueError for a split of less than 64 images.
     """
-    counts = [
-        _count(logits(images), labels, new)
-        for images, labels, new in itertools.islice(_batches(dataset, split, num_workers), 0, max_batches)
-    ]
+    counts, damaged = [], []
+    for part in itertools.islice(_batches(dataset, split, num_workers), 0, max_batches):
+        predicted = logits(_normalized(part.images, dataset.mean, dataset.std))
+        counts.append(_count(predicted, part.labels, part.new))
+        damaged += part.damaged
     top1, top5, total = np.sum(np.asarray(counts), axis=0)
-    return Accuracy(100.0 * float(top1) / total, 100.0 * float(top5) / total, int(total))
+    return Accuracy(100.0 * float(top1) / total, 100.0 * float(top5) / total, int(total), tuple(damaged))
 
 
-def _batches(
-    dataset: ImageDataset | StreamedDataset, split: str, num_workers: int
-) -> Iterator[tuple[Array, np.ndarray, np.ndarray]]:
-    """Batches of 64 normalised images, their labels, and which of them count.
+def _batches(dataset: ImageDataset | StreamedDataset, split: str, num_workers: int) -> Iterator[Batch]:
+    """Batches of 64 images.
 
     Where the number of images is no multiple of 64, the last batch takes in images of the one before, which are
     not to be counted twice (the published code makes it smaller, and its statistics poorer).
     """
     if isinstance(dataset, StreamedDataset):
         source = dataset.val if split == "val" else dataset.test
-        for part in evaluation_batches(dataset, source, BATCH_SIZE, num_workers=num_workers):
-            yield _normalized(part.images, dataset.mean, dataset.std), part.labels, part.new
+        yield from evaluation_batches(dataset, source, BATCH_SIZE, num_workers=num_workers)
         return
     held_out = dataset.val if split == "val" else dataset.test
     count = len(held_out.images)
@@ -117,8 +117,8 @@ def _batches(
     for start in range(0, count, BATCH_SIZE):
         first = min(start, count - BATCH_SIZE)
         part = slice(first, first + BATCH_SIZE)
-        images = _normalized(held_out.images[part], dataset.mean, dataset.std)
-        yield images, held_out.labels[part], np.arange(first, first + BATCH_SIZE) >= start
+        new = np.arange(first, first + BATCH_SIZE) >= start
+        yield Batch(held_out.images[part], held_out.labels[part], new, ())
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2))

@@ -17,6 +17,7 @@ from ghn_jax.evaluation.accuracy import network_accuracy, predict_flat, summariz
 from ghn_jax.evaluation.models import evaluate_model, is_model
 from ghn_jax.evaluation.options import EvaluateOptions
 from ghn_jax.executor.program import Lowered
+from ghn_jax.images.damage import DamageList
 from ghn_jax.images.loading import load
 from ghn_jax.models.templates import deepnets_templates
 from ghn_jax.runtime import compilation
@@ -70,6 +71,9 @@ def evaluate(options: EvaluateOptions) -> None:
         f"{options.ckpt} {results.training(ghn.info)}: {len(selected)} architectures of {options.split} "
         f"on {num_images} {name} images"
     )
+    for note in dataset.notes:
+        print(f"note: {note}")
+    damage = DamageList(path.with_suffix(".damaged.txt"))
     many = dataset.num_classes > _FEW_CLASSES
     print(
         f"{'arch':>10}  {'parameters':>10}  {'top-1 %':>7}  "
@@ -94,6 +98,7 @@ def evaluate(options: EvaluateOptions) -> None:
                 "test_seconds": round(time.monotonic() - predicted, 3),
             }
             results.append(path, done[key])
+            damage.add(accuracy.damaged)
         row = done[key]
         print(
             f"{key:>10}  {row['parameters']:>10,}  {row['top1']:>7.2f}  "
@@ -104,7 +109,7 @@ def evaluate(options: EvaluateOptions) -> None:
     keys = [key for key, _ in selected]
     damaged = num_images - min(done[key].get("images", num_images) for key in keys)
     if damaged:
-        print(f"{damaged} damaged images do not count")
+        print(f"{damaged} damaged images do not count, see {damage.path}")
     for number in (1, 5) if many else (1,):
         summary = summarize([done[key][f"top{number}"] for key in keys], keys)
         print(

@@ -7,31 +7,27 @@ wanted is decoded at half its size or less, which the format allows at less than
 [1] facebookresearch/ppuda, vision/transforms.py.
 """
 
-import io
 import math
-from collections.abc import Callable
-from typing import TypeVar
 
 import numpy as np
 from jaxtyping import Float32, UInt8
 
-from ghn_jax.images.sources import DamagedImage
+from ghn_jax.images import rgb
 from ghn_jax.runtime.extras import extra
 
 with extra("train"):
     import simplejpeg
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
 RESIZED = 256 / 224
 """Size to which the shorter side is resized for evaluation, as a multiple of the size of the central crop."""
 
 Pixels = UInt8[np.ndarray, "height width 3"]
 Planes = Float32[np.ndarray, "3 height width"]
-T = TypeVar("T")
 
 
-def training_crop(data: bytes, size: int, rng: np.random.Generator) -> Pixels:
-    """A random part of an image, as `size` x `size` pixels, mirrored or not, in random colours.
+def training_crop(data: bytes, size: int, rng: np.random.Generator, flip: bool = True) -> Pixels:
+    """A random part of an image, as `size` x `size` pixels, mirrored or not if `flip`, in random colours.
 
     Raises DamagedImage.
     """
@@ -42,20 +38,21 @@ def training_crop(data: bytes, size: int, rng: np.random.Generator) -> Pixels:
     y, x = pixels.shape[0] / height, pixels.shape[1] / width  # below 1 if decoded at a reduced size
     box = (left * x, top * y, (left + crop_width) * x, (top + crop_height) * y)
     resized = _resize(pixels, box, (size, size))
-    if rng.random() < 0.5:
+    if rng.random() < 0.5 and flip:
         resized = resized[:, ::-1]
     return jitter_colors(resized, rng)
 
 
-def shifted_crop(data: bytes, size: int, rng: np.random.Generator, pad: int = 4) -> Pixels:
-    """An image of `size` x `size` pixels, shifted by up to `pad` of them into a black border, mirrored or not.
+def shifted_crop(data: bytes, size: int, rng: np.random.Generator, flip: bool = True, pad: int = 4) -> Pixels:
+    """An image of `size` x `size` pixels, shifted by up to `pad` of them into a black border, and mirrored if `flip`
+    and chance say so.
 
     Raises DamagedImage.
     """
     pixels = np.pad(central_crop(data, size, resized=size), ((pad, pad), (pad, pad), (0, 0)))
     top, left = rng.integers(0, 2 * pad + 1, 2)
     pixels = pixels[top : top + size, left : left + size]
-    return pixels[:, ::-1] if rng.random() < 0.5 else pixels
+    return pixels[:, ::-1] if rng.random() < 0.5 and flip else pixels
 
 
 def central_crop(data: bytes, size: int, resized: int) -> Pixels:
@@ -74,7 +71,7 @@ def central_crop(data: bytes, size: int, resized: int) -> Pixels:
 
 
 def decode(data: bytes, needed: tuple[int, int] = (0, 0)) -> Pixels:
-    """The pixels of an image, whatever its format and colours.
+    """The pixels of an image, whatever its format and colours; see `rgb`.
 
     Args:
       needed: height and width that do; a JPEG may then be decoded at 1/2 of its size or less, not below these.
@@ -84,12 +81,15 @@ def decode(data: bytes, needed: tuple[int, int] = (0, 0)) -> Pixels:
       DamagedImage: there is no whole image in `data`.
     """
     if simplejpeg.is_jpeg(data):
+        turn = rgb.orientation(data)
+        height, width = reversed(needed) if rgb.is_transposed(turn) else needed
         try:
             # Scales between 1/2 and 1 cost more than the full size: they have no vectorised transform.
-            return simplejpeg.decode_jpeg(data, min_height=needed[0], min_width=needed[1], min_factor=2)
+            pixels = simplejpeg.decode_jpeg(data, min_height=height, min_width=width, min_factor=2)
+            return rgb.turned(pixels, turn)
         except ValueError:
             pass  # a cut file; or junk between markers, which Pillow forgives
-    return _read(data, lambda image: np.asarray(image.convert("RGB")))
+    return rgb.read(data, rgb.pixels)
 
 
 def dimensions(data: bytes) -> tuple[int, int]:
@@ -99,11 +99,11 @@ def dimensions(data: bytes) -> tuple[int, int]:
     """
     if simplejpeg.is_jpeg(data):
         try:
-            height, width, *_ = simplejpeg.decode_jpeg_header(data)
-            return int(height), int(width)
+            height, width = (int(side) for side in simplejpeg.decode_jpeg_header(data)[:2])
+            return (width, height) if rgb.is_transposed(rgb.orientation(data)) else (height, width)
         except ValueError:
             pass
-    return _read(data, lambda image: (image.height, image.width))
+    return rgb.read(data, rgb.dimensions)
 
 
 def random_box(height: int, width: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
@@ -176,17 +176,6 @@ def turn_hue(colors: Planes, turn: float) -> Planes:
 def _grey(colors: Planes) -> Float32[np.ndarray, "height width"]:
     red, green, blue = colors
     return 0.299 * red + 0.587 * green + 0.114 * blue
-
-
-def _read(data: bytes, get: Callable[[Image.Image], T]) -> T:
-    """What `get` takes from an image that Pillow opens."""
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            return get(image)
-    except UnidentifiedImageError as error:
-        raise DamagedImage(f"its {len(data)} bytes are in no known format") from error
-    except Exception as error:  # Pillow raises many kinds for damaged data; all mean the same to the caller
-        raise DamagedImage(f"{type(error).__name__}: {error}") from error
 
 
 def _resize(pixels: Pixels, box: tuple[float, float, float, float], new_size: tuple[int, int]) -> Pixels:

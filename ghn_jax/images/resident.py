@@ -54,6 +54,7 @@ class ImageDataset:
       train: first 90 % of the training images.
       val: the other training images, for CIFAR-10 the last 5,000.
       test: images never trained on.
+      notes: what a person should know of how the set was read.
     """
 
     name: str
@@ -66,6 +67,7 @@ class ImageDataset:
     train: ImageSplit
     val: ImageSplit
     test: ImageSplit
+    notes: tuple[str, ...] = ()
 
 
 def train_batch(

@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Int32, UInt8
 
-from ghn_jax.images.sources import DamagedImage, Source, StreamedDataset
+from ghn_jax.images.examples import DamagedImage, Source
+from ghn_jax.images.sources import StreamedDataset
 from ghn_jax.runtime.extras import extra
 
 with extra("train"):
@@ -68,7 +69,8 @@ def training_batches(
     if seed < 0:
         raise ValueError(f"`seed` (={seed}) must not be negative")
     order_seed, augmentation_seed = map(int, np.random.SeedSequence(seed).generate_state(2))
-    transform = decode.training_crop if dataset.crops == "resized" else decode.shifted_crop
+    crop = decode.training_crop if dataset.crops == "resized" else decode.shifted_crop
+    transform = functools.partial(crop, flip=dataset.flip)
     return (
         grain.MapDataset.range(len(dataset.train))
         .shuffle(order_seed)
@@ -217,7 +219,7 @@ class _Training:
     """Reads, decodes and augments the image of an index."""
 
     source: Source
-    transform: Callable[[bytes, int, np.random.Generator], Pixels]
+    transform: Callable[..., Pixels]
     size: int
 
     def __call__(self, index: int, rng: np.random.Generator) -> _Example:
@@ -243,11 +245,12 @@ def _load(source: Source, transform: Callable[[bytes], Pixels], index: int) -> t
     damaged = None
     for step in range(MAX_DAMAGED_IN_A_ROW):
         place = (index + step) % len(source)
+        where = ""
         try:
-            data, label = source[place]
+            data, label, where = source[place]
             return transform(data), label, damaged
         except DamagedImage as error:
-            damaged = damaged or f"image {place}: {error}"
+            damaged = damaged or f"image {place}: {where and where + ': '}{error}"
     raise ValueError(
         f"{MAX_DAMAGED_IN_A_ROW} images in a row cannot be read ({damaged}): is the disk there, the data set whole?"
     )

@@ -13,6 +13,7 @@ from jax.experimental import multihost_utils
 from jaxtyping import Array, Float, Int
 
 from ghn_jax.images import resident
+from ghn_jax.images.damage import DamageList
 from ghn_jax.images.resident import ImageDataset
 from ghn_jax.images.sources import StreamedDataset
 from ghn_jax.images.stream import TrainStream
@@ -44,6 +45,7 @@ def open_feed(
     first_step: int,
     state: dict[str, Any],
     num_workers: int,
+    damaged: DamageList | None = None,
 ) -> Feed:
     """The feed of a run.
 
@@ -53,11 +55,13 @@ def open_feed(
       first_step: the step that is asked for first.
       state: JSON values, kept up to date by a stream; it must go on with the images that saved ones are of, if any.
       num_workers: processes that decode a stream; 0 decodes in threads of this one.
+      damaged: takes the names of damaged images.
 
     Raises ValueError for saved values of other images, and more workers than shared memory has room for.
     """
     if isinstance(dataset, StreamedDataset):
-        return _Streamed(dataset, batch_size, seed, first_step, state, num_workers)
+        stream = TrainStream(dataset, batch_size, seed, jax.process_index(), jax.process_count(), num_workers)
+        return _Streamed(dataset, stream, first_step, state, damaged or DamageList(None))
     return _Resident(dataset, batch_size, key)
 
 
@@ -91,15 +95,13 @@ class _Streamed:
     def __init__(
         self,
         dataset: StreamedDataset,
-        batch_size: int,
-        seed: int,
+        stream: TrainStream,
         first_step: int,
         state: dict[str, Any],
-        num_workers: int,
+        damaged: DamageList,
     ):
-        self._stream = TrainStream(
-            dataset, batch_size, seed, jax.process_index(), jax.process_count(), num_workers
-        )
+        self._stream = stream
+        self._damaged = damaged
         self._stream.restore(self._stream.state() | state | {"next_batch": first_step})
         self._state = state
         self._normalize = jax.jit(functools.partial(resident.normalize, mean=dataset.mean, std=dataset.std))
@@ -109,7 +111,8 @@ class _Streamed:
         return self._stream.damaged
 
     def __call__(self, step: int) -> Batch:
-        pixels, labels, _, _ = next(self._stream)
+        pixels, labels, _, damaged = next(self._stream)
+        self._damaged.add(damaged)
         self._state.update(self._stream.state())
         assert self._state["next_batch"] == step + 1
         if jax.process_count() > 1:

@@ -12,6 +12,7 @@ from ghn_jax.deepnets import sampling
 from ghn_jax.deepnets.lowering import lower
 from ghn_jax.evaluation.accuracy import BATCH_SIZE, network_accuracy, predict_flat
 from ghn_jax.executor import lanes
+from ghn_jax.images.damage import DamageList
 from ghn_jax.images.loading import load
 from ghn_jax.images.resident import ImageDataset
 from ghn_jax.images.sources import StreamedDataset
@@ -107,6 +108,7 @@ def _train(options: TrainOptions) -> None:
         first_step,
         progress["images"],
         options.num_workers,
+        DamageList(options.workdir / "damaged_images.txt" if leads else None),
     )
     metrics = MetricsFile(options.workdir / "metrics.jsonl" if leads else None, first_step)
     state = replicate(state, jax.devices())
@@ -136,6 +138,8 @@ def _train(options: TrainOptions) -> None:
         f"{options.preset} on {options.dataset}: steps {first_step} to {last_step}, {options.meta_batch_size} "
         f"architectures x {options.batch_size} images a step, {num_devices} device(s) -> {options.workdir}"
     )
+    for note in dataset.notes:
+        say(f"note: {note}")
     clock = Clock(first_step, last_step)
     freed_memory = memory.FreedMemory()
     with (
@@ -184,7 +188,11 @@ def _train(options: TrainOptions) -> None:
             if (step + 1) % options.checkpoint_every == 0 or step + 1 == last_step:
                 save()
     best = f", best val top-1 {progress['best_top1']:.1f}%" if options.val_archs else ""
-    damaged = f", {next_images.damaged} damaged images replaced" if next_images.damaged else ""
+    damaged = (
+        f", {next_images.damaged} damaged images replaced (see damaged_images.txt)"
+        if next_images.damaged
+        else ""
+    )
     say(f"done: {last_step} steps{best}{damaged}, in {options.workdir}")
 
 

@@ -9,7 +9,7 @@ from image_sets import DAMAGED, encoded, jpeg, picture
 from PIL import Image, ImageEnhance
 
 from ghn_jax.images import decode
-from ghn_jax.images.sources import DamagedImage
+from ghn_jax.images.examples import DamagedImage
 
 
 @pytest.mark.parametrize(

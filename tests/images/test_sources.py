@@ -6,10 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from image_sets import jpeg, labels, numbered, write_folder, write_tfds
+from image_sets import examples, jpeg, labels, numbered, write_folder, write_tfds
 
-from ghn_jax.images import sources
-from ghn_jax.images.sources import DamagedImage, open_dataset
+from ghn_jax.images import folders
+from ghn_jax.images.examples import DamagedImage
+from ghn_jax.images.sources import open_dataset
 
 
 def test_imagenet_holds_out_a_tenth_of_its_training_images(tmp_path):
@@ -54,7 +55,7 @@ def test_folder_holds_out_the_last_files_of_each_class(tmp_path):
 
 
 def test_held_out_images_of_imagenet_in_a_folder_are_the_published_ones():
-    source = sources.FolderSource(Path(), [str(i) for i in range(1000)], [["a"] * 732, *[["a"] * 1300] * 999])
+    source = folders.FolderSource(Path(), [str(i) for i in range(1000)], [["a"] * 732, *[["a"] * 1300] * 999])
     held_out = source.held_out()
     assert len(held_out) == 50_000
     np.testing.assert_array_equal(held_out[:50], np.arange(682, 732))
@@ -82,6 +83,7 @@ def test_held_out_images_of_imagenet_in_a_folder_are_the_published_ones():
         ("folder:{}/folder_one", None, r"has 1 class"),
         ("folder:{}/folder_empty_class", None, r"train/bee has no images, nor have 0 other"),
         ("folder:{}/folder_empty", None, r"has no images in its split 'train'"),
+        ("folder:{}/folder_both", None, r"has both 'val' and 'validation'"),
         ("folder:{}/folder_other", None, r"val has 1 classes that train lacks, as 'dog'"),
         ("imagnet", None, r"`dataset` \(='imagnet'\) is unknown: valid are imagenet, tfds:NAME, folder:PATH"),
         ("tfds:", None, r"is unknown"),
@@ -112,6 +114,7 @@ def wrong_data(tmp_path_factory) -> Path:
     write_folder(root / "folder_one", {"train": {"ant": 10}, "val": {"ant": 1}})
     write_folder(root / "folder_empty_class", {"train": {"ant": 10, "bee": 0}, "val": {"ant": 1}})
     write_folder(root / "folder_empty", {"train": {"ant": 0, "bee": 0}, "val": {"ant": 1}})
+    write_folder(root / "folder_both", {split: {"ant": 1} for split in ("train", "val", "validation")})
     write_folder(root / "folder_other", {"train": {"ant": 10, "bee": 10}, "val": {"dog": 1}})
     return root
 
@@ -121,3 +124,49 @@ def test_missing_decoder_is_named(monkeypatch, tmp_path, missing):
     monkeypatch.setitem(sys.modules, missing, None)
     with pytest.raises(ValueError, match=rf"`{missing}` is not installed: pip install 'ghn-jax\[train\]'"):
         open_dataset("imagenet", tmp_path)
+
+
+def test_folder_is_read_as_torchvision_does(tmp_path):
+    """Classes, labels and order of nested files, with what only programs see left out."""
+    write_folder(tmp_path, {"Train": {"bee": 11, "ant": 12}, "test": {"ant": 1}, "extra": {"ant": 1}})
+    (tmp_path / "Train/ant/more/far").mkdir(parents=True)
+    for name in ("more/far/a.JFIF", "more/b.gif", "more/c.avif", "z.jp2", "y.webp"):
+        (tmp_path / "Train/ant" / name).write_bytes(jpeg(3))
+    (tmp_path / "Train/ant/more/up").symlink_to(tmp_path / "Train/ant")
+    for name in (".ipynb_checkpoints", "__MACOSX", "ant/.thumbs"):
+        (tmp_path / "Train" / name).mkdir()
+        (tmp_path / "Train" / name / "x.jpg").write_bytes(jpeg(4))
+    (tmp_path / "Train/ant/._000.jpg").write_bytes(b"of a Mac")
+    for name in ("bee/photo.heic", "stray.jpg"):
+        (tmp_path / "Train" / name).write_bytes(b"")
+    dataset = open_dataset(f"folder:{tmp_path}")
+    assert dataset.num_classes == 2
+    source = folders.open_folder(tmp_path).splits["train"]
+    places = [str(Path(example.place).relative_to(tmp_path / "Train")) for example in examples(source)]
+    nested = ["ant/more/b.gif", "ant/more/c.avif", "ant/more/far/a.JFIF"]
+    tops = [f"ant/{i:03}.jpg" for i in range(12)]
+    assert places == [*tops, "ant/y.webp", "ant/z.jp2", *nested, *[f"bee/{i:03}.jpg" for i in range(11)]]
+    assert labels(source) == [0] * 17 + [1] * 11
+    files, directories = dataset.notes
+    assert files.startswith("2 files are passed over") and "photo.heic" in files and "stray.jpg" in files
+    assert directories == "directories beside train are not used: extra"
+
+
+def test_renamed_directory_is_the_data_set_it_was(tmp_path):
+    write_tfds(tmp_path, {"train": numbered(20), "test": numbered(5)}, 20, "mine/1.0.0", "flowers/1.0.0")
+    dataset = open_dataset("tfds:mine", tmp_path)
+    assert len(dataset.test) == 5 and dataset.test[1].place == "record 1 of test"
+    assert dataset.notes == (f"{tmp_path}/mine/1.0.0 is the data set flowers/1.0.0, renamed",)
+
+
+@pytest.mark.parametrize(
+    ("shape", "num_classes", "flip"),
+    [((28, 28, 1), 47, False), ((32, 32, 3), 10, False), ((32, 32, 3), 12, True), ((28, 28, 3), 12, True)],
+    ids=["emnist", "digits", "twelve", "colours"],
+)
+def test_characters_are_not_mirrored(tmp_path, shape, num_classes, flip):
+    images = [(jpeg(index), index % num_classes) for index in range(30)]
+    write_tfds(tmp_path, {"train": images, "test": images}, num_classes, "set/1.0.0", shape=shape)
+    dataset = open_dataset("tfds:set", tmp_path)
+    assert dataset.flip == flip
+    assert any("not mirrored" in note for note in dataset.notes) != flip

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from image_sets import DAMAGED, encoded, picture, write_tfds
 
+from ghn_jax.images.damage import DamageList
 from ghn_jax.images.loading import load
 from ghn_jax.training.feed import open_feed
 
@@ -116,20 +117,24 @@ def test_checkpoint_for_other_classes_is_an_error(finished):
     assert "predicts 12 classes" in done.stderr and "Traceback" not in done.stderr
 
 
-def test_feed_goes_on_where_its_state_says(data_dir):
+def test_feed_goes_on_where_its_state_says(data_dir, tmp_path: pathlib.Path):
     dataset, key = load("tfds:tiny", data_dir), jax.random.key(0)
     state: dict = {}
-    feed = open_feed(dataset, 16, key, 0, 0, state, num_workers=0)
+    damaged = tmp_path / "damaged_images.txt"
+    feed = open_feed(dataset, 16, key, 0, 0, state, 0, DamageList(damaged))
     batches = [feed(step) for step in range(6)]
     saved = json.loads(json.dumps(state))
     expected = [feed(step) for step in (6, 7)]
     feed.close()
     assert feed.damaged >= 1  # more than one epoch: the damaged image was met
-    again = open_feed(dataset, 16, key, 0, 6, saved, num_workers=0)
+    (line,) = damaged.read_text().splitlines()  # once, though met in two epochs
+    assert "record 7 of train: " in line
+    again = open_feed(dataset, 16, key, 0, 6, saved, 0, DamageList(damaged))
     for step, (images, labels) in zip((6, 7), expected, strict=True):
         same, classes = again(step)
         np.testing.assert_array_equal(same, images)
         np.testing.assert_array_equal(classes, labels)
     again.close()
     assert again.damaged == feed.damaged
+    assert damaged.read_text() == line + "\n"
     assert batches[0][0].shape == (16, 32, 32, 3)

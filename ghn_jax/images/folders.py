@@ -1,0 +1,163 @@
+"""Image sets in folders: PATH/{train,val}/CLASS/.../*.jpg, classes and order of images as torchvision's ImageFolder.
+
+[1] facebookresearch/ppuda, vision/imagenet.py: the last 50 training images of each class are held out for validation.
+"""
+
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Int
+
+from ghn_jax.images.examples import MAX_HELD_OUT, DamagedImage, Example, Found
+from ghn_jax.images.splits import split_names
+
+EXTENSIONS = frozenset(
+    [
+        *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".webp", ".avif", ".jp2", ".j2k"),
+        *(".tif", ".tiff", ".bmp", ".ppm", ".pgm", ".pbm", ".pnm"),
+    ]
+)
+"""Of files that are images; others are passed over, and told."""
+
+
+class FolderSource:
+    """Image files, one directory per class."""
+
+    def __init__(self, root: Path, classes: Sequence[str], files: Sequence[Sequence[str]]):
+        """`files` are those of each class, as paths from its directory on."""
+        self._root = root
+        self._classes = tuple(classes)
+        # Arrays, since a million strings would take ten times the memory in every worker.
+        self._labels = np.repeat(np.arange(len(files), dtype=np.int32), [len(names) for names in files])
+        self._names = np.array([os.fsencode(name) for names in files for name in names], np.bytes_)
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    def __getitem__(self, index: int, /) -> Example:
+        label = int(self._labels[index])
+        path = self._root / self._classes[label] / os.fsdecode(self._names[index])
+        try:
+            return Example(path.read_bytes(), label, str(path))
+        except OSError as error:
+            raise DamagedImage(f"{path}: {error.strerror}") from error
+
+    def labelled(self) -> bool:
+        """Whether its images have labels: directories tell."""
+        return True
+
+    def held_out(self) -> Int[np.ndarray, " image"]:
+        """Indices to validate with: of each class the last tenth by file name, 50,000 in all at most.
+
+        For ImageNet these are the published ones, 50 of each class [1].
+        """
+        counts = np.bincount(self._labels, minlength=len(self._classes))
+        ends = np.cumsum(counts)
+        most = MAX_HELD_OUT // len(self._classes)
+        nums = np.minimum(counts // 10, most)
+        return np.concatenate([np.arange(end - num, end) for end, num in zip(ends, nums, strict=True)])
+
+    def fingerprint(self) -> str:
+        """Of the names of all files and their classes."""
+        digest = hashlib.sha256("\0".join(self._classes).encode(errors="surrogateescape"))
+        digest.update(self._labels.tobytes())
+        digest.update(self._names.tobytes())
+        return digest.hexdigest()
+
+
+def open_folder(path: Path) -> Found:
+    """Lists the files of an ImageFolder directory.
+
+    Raises ValueError for one without train, with two directories for one split, or with classes that do not fit.
+    """
+    there = sorted(_directories(path)) if path.is_dir() else []
+    names = split_names(f"folder:{path}", there)
+    if "train" not in names:
+        raise ValueError(
+            f"folder:{path} lacks {path / 'train'} (it holds {', '.join(there[:5]) or 'nothing'})"
+        )
+    classes = tuple(sorted(_directories(path / names["train"])))
+    listed = {split: _list_split(path / name, split, classes) for split, name in names.items()}
+    sources = {
+        split: FolderSource(path / names[split], classes, files) for split, (files, _) in listed.items()
+    }
+    passed_over = [name for _, others in listed.values() for name in others]
+    notes = []
+    if passed_over:
+        notes.append(
+            f"{len(passed_over)} files are passed over, since they are no images: {_some(passed_over)}"
+        )
+    unused = [name for name in there if name not in names.values()]
+    if unused:
+        notes.append(f"directories beside train are not used: {_some(unused)}")
+    digest = hashlib.sha256(
+        "".join(split + sources[split].fingerprint() for split in sorted(sources)).encode()
+    )
+    return Found(classes, (None, None, 3), dict(sources), digest.hexdigest()[:16], tuple(notes))
+
+
+class _Listed(NamedTuple):
+    files: list[list[str]]
+    passed_over: list[str]
+
+
+def _list_split(root: Path, split: str, classes: Sequence[str]) -> _Listed:
+    """The files of one split; a class without any in train is an error, as with torchvision."""
+    unknown = set(_directories(root)) - set(classes)
+    if unknown:
+        raise ValueError(
+            f"{root} has {len(unknown)} classes that train lacks, as {min(unknown)!r}: move them away"
+        )
+    passed_over = [
+        str(root / entry.name) for entry in os.scandir(root) if entry.is_file() and not _hidden(entry.name)
+    ]
+    files = []
+    for name in classes:
+        directory = root / name
+        images = []
+        for file in _walk(directory, "", ()) if directory.is_dir() else ():
+            if os.path.splitext(file)[1].lower() in EXTENSIONS:
+                images.append(file)
+            else:
+                passed_over.append(str(directory / file))
+        files.append(sorted(images, key=os.path.split))  # directory by directory
+    empty = [name for name, found in zip(classes, files, strict=True) if not found]
+    if split == "train" and empty and len(empty) < len(classes):
+        raise ValueError(
+            f"{root / empty[0]} has no images, nor have {len(empty) - 1} other classes: remove them"
+        )
+    return _Listed(files, passed_over)
+
+
+def _walk(directory: Path, inside: str, above: tuple[tuple[int, int], ...]) -> Iterator[str]:
+    """Paths, from a class' directory on, of the files in it and in directories in it; links are followed once."""
+    here = os.stat(directory)
+    place = (here.st_dev, here.st_ino)
+    if place in above:
+        return
+    with os.scandir(directory) as entries:
+        for entry in entries:
+            if _hidden(entry.name):
+                continue
+            name = f"{inside}{entry.name}"
+            if entry.is_dir():
+                yield from _walk(directory / entry.name, f"{name}/", (*above, place))
+            else:
+                yield name
+
+
+def _directories(path: Path) -> list[str]:
+    return [entry.name for entry in os.scandir(path) if entry.is_dir() and not _hidden(entry.name)]
+
+
+def _hidden(name: str) -> bool:
+    """Whether programs put it there for themselves, as .ipynb_checkpoints, .DS_Store, ._image.jpg of a Mac."""
+    return name.startswith(".") or name == "__MACOSX"
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
