@@ -1,6 +1,6 @@
 """Takes one meta-training step over eight networks and saves its loss and gradient.
 
-    python tests/one_meta_step.py FILE.npz DEVICES [HOST:PORT NUM_PROCESSES PROCESS_ID]
+    python tests/training/one_meta_step.py FILE.npz DEVICES [HOST:PORT NUM_PROCESSES PROCESS_ID]
 
 Each process has this many simulated devices; process 0 writes the file.
 """

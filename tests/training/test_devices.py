@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 SCRIPT = pathlib.Path(__file__).with_name("one_meta_step.py")
-ROOT = SCRIPT.parent.parent
+ROOT = SCRIPT.parents[2]
 
 
 def start(*arguments: str | int | pathlib.Path) -> subprocess.Popen[str]:
