@@ -1,6 +1,9 @@
 # The public names, a line each: read by type checkers and editors, and by __init__.py.
-# A name must not be that of a room (a module or folder of ghn_jax).
+# A name must not be that of a room (a module or folder of ghn_jax), unless, as finetune.py, it cannot be imported.
 
+from ghn_jax.finetuning.loop import Finetuned as Finetuned
+from ghn_jax.finetuning.loop import finetune as finetune
+from ghn_jax.finetuning.recipe import Recipe as Recipe
 from ghn_jax.predict import Prediction as Prediction
 from ghn_jax.predict import Report as Report
 from ghn_jax.predict import graph_of as graph_of

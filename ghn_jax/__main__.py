@@ -9,6 +9,7 @@ from ghn_jax.runtime import commands
 _COMMANDS = {
     "ghn-train": "meta-trains a GHN; in a clone also python train.py",
     "ghn-evaluate": "tests a GHN on unseen architectures, or on a model; in a clone also python evaluate.py",
+    "ghn-finetune": "trains a network from predicted parameters, and compares; also python -m ghn_jax.finetune",
     "python -m ghn_jax": "prints this",
 }
 
@@ -29,6 +30,15 @@ def evaluate() -> None:
         from ghn_jax.evaluation.report import evaluate
 
     commands.run(EvaluateOptions, evaluate)
+
+
+def finetune() -> None:
+    """`ghn-finetune`."""
+    with commands.errors_as_lines():
+        from ghn_jax.finetuning.command import run
+        from ghn_jax.finetuning.options import FinetuneOptions
+
+    commands.run(FinetuneOptions, run)
 
 
 def overview() -> str:

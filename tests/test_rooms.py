@@ -16,6 +16,8 @@ FLOORS = (
     ("predict",),
     ("evaluation",),
     ("training",),
+    ("finetuning",),
+    ("finetune",),
 )
 """From the ground up; an import leads to the same room or to a lower floor."""
 

@@ -1,12 +1,10 @@
 """Evaluates a GHN on one model, named or imported, through its jaxpr."""
 
-import importlib
 import pathlib
 import time
 import warnings
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -26,6 +24,7 @@ from ghn_jax.images.sources import StreamedDataset
 from ghn_jax.predict import predict_parameters
 from ghn_jax.runtime.extras import extra
 from ghn_jax.targets import NAMES, target
+from ghn_jax.targets.importing import import_model
 from ghn_jax.tracing.batch_norm import apply_by_batch
 
 
@@ -126,15 +125,7 @@ def _model(arch: str, dataset: ImageDataset | StreamedDataset) -> Any:
     """The model called `arch`, with as many classes as the dataset has where it is named."""
     if arch in NAMES:
         return target(arch, dataset.num_classes, dataset.image_size)
-    module, _, attribute = arch.partition(":")
-    try:
-        factory = getattr(importlib.import_module(module), attribute)
-        return factory if isinstance(factory, nn.Module | nnx.Module) else factory()
-    except Exception as error:  # whatever the module raises
-        raise ValueError(
-            f"`arch` (={arch!r}) cannot be imported ({type(error).__name__}: {error}): give package.module:factory, "
-            "a module and a function without arguments in it that makes a model"
-        ) from error
+    return import_model(arch)
 
 
 def _logits(model: Any, variables: Any) -> Logits:

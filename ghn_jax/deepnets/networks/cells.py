@@ -14,6 +14,7 @@ from ghn_jax.deepnets.architectures import Architecture, Edge
 from ghn_jax.deepnets.networks.ops import (
     FactorizedReduction,
     Map,
+    Norm,
     ReluConv,
     batch_norm,
     conv,
@@ -34,21 +35,24 @@ class CellNetwork(nn.Module):
       arch: the architecture.
       num_classes: number of logits.
       image_size: height and width of the images, 32 or 224; the stem depends on it.
+      running_statistics: whether batch norm keeps running statistics in training (`batch_stats`), for evaluation; a GHN
+        predicts none, so else it uses the statistics of the batch.
     """
 
     arch: Architecture
     num_classes: int = 10
     image_size: int = _CIFAR
+    running_statistics: bool = False
 
     @nn.compact
     def __call__(
         self, images: Float[Array, "batch height width 3"], train: bool = False
     ) -> Float[Array, "batch label"]:
-        """The logits of normalised images. Batch norm uses the statistics of this batch.
+        """The logits of normalised images.
 
         Args:
           images: of the size `image_size`.
-          train: whether to apply dropout, which takes `rngs={"dropout": key}`.
+          train: whether to apply dropout, which takes `rngs={"dropout": key}`, and to update running statistics.
 
         Raises ValueError for images of another size, or if `none` operations cut the output off.
         """
@@ -58,19 +62,26 @@ class CellNetwork(nn.Module):
         if images.shape[1:] != (size, size, 3):
             raise ValueError(f"`images` of shape {images.shape} must have shape (batch, {size}, {size}, 3)")
 
-        needed = needed_states(arch)
-        s0, s1 = self._stem(images, both=1 in needed[0] or (len(needed) > 1 and 0 in needed[1]))
+        needed, norm = needed_states(arch), self._norm(train)
+        s0, s1 = self._stem(images, norm, both=1 in needed[0] or (len(needed) > 1 and 0 in needed[1]))
         features, halve = arch.C, arch.stem_type == 1
         for index, states in enumerate(needed):
             features *= arch.C_mult if arch.is_reduction(index) else 1
-            cell = Cell(arch, index, features, halve and not arch.is_vit, states, name=f"cells.{index}")
+            cell = Cell(arch, index, features, halve and not arch.is_vit, states, norm, name=f"cells.{index}")
             s0, s1 = s1, cell(s0, s1)
             halve = arch.is_reduction(index)
         if s1 is None:
             raise ValueError("`arch.genotype` joins no path of operations to the output: replace some 'none'")
         return self._classifier(s1, train)
 
-    def _stem(self, images: Map, both: bool) -> tuple[Map, Map | None]:
+    def _norm(self, train: bool) -> Norm:
+        if not self.arch.norm:
+            return None
+        if not self.running_statistics:
+            return "batch"
+        return "update" if train else "running"
+
+    def _stem(self, images: Map, norm: Norm, both: bool) -> tuple[Map, Map | None]:
         """The inputs of the first cell; the second may be left out unless `both` are needed."""
         arch, imagenet = self.arch, self.image_size == _IMAGENET
         if arch.is_vit:
@@ -81,18 +92,18 @@ class CellNetwork(nn.Module):
         if arch.stem_type == 0:
             features = arch.C * (3 if arch.preproc and not imagenet else 1)
             x = conv(features, arch.ks, "stem.0", stride=4 if imagenet else 1)(images)
-            x = batch_norm(x, arch.norm, "stem.1")
+            x = batch_norm(x, norm, "stem.1")
             x = max_pool(x, stride=2) if arch.stem_pool else x
             return x, x
         stride = 2 if imagenet else 1
-        x = batch_norm(conv(arch.C // 2, arch.ks, "stem0.0", stride)(images), arch.norm, "stem0.1")
-        x = batch_norm(conv(arch.C, 3, "stem0.3", stride)(nn.relu(x)), arch.norm, "stem0.4")
+        x = batch_norm(conv(arch.C // 2, arch.ks, "stem0.0", stride)(images), norm, "stem0.1")
+        x = batch_norm(conv(arch.C, 3, "stem0.3", stride)(nn.relu(x)), norm, "stem0.4")
         # The public second half rectifies its input in place, so the cell sees that too. It matters
         # without preprocessing only, which else begins with a ReLU.
         x = nn.relu(x)
         if not both:
             return x, None
-        return x, batch_norm(conv(arch.C, 3, "stem1.1", stride=2)(x), arch.norm, "stem1.2")
+        return x, batch_norm(conv(arch.C, 3, "stem1.1", stride=2)(x), norm, "stem1.2")
 
     def _classifier(self, x: Map, train: bool) -> Float[Array, "batch label"]:
         arch = self.arch
@@ -116,6 +127,7 @@ class Cell(nn.Module):
       features: channels of each state.
       halve: whether the first input has twice the resolution of the second.
       needed: the states to compute.
+      norm: the batch norm of its convolutions.
     """
 
     arch: Architecture
@@ -123,6 +135,7 @@ class Cell(nn.Module):
     features: int
     halve: bool
     needed: frozenset[int]
+    norm: Norm
 
     @nn.compact
     def __call__(self, s0: Map | None, s1: Map | None) -> Map | None:
@@ -137,7 +150,7 @@ class Cell(nn.Module):
                 if state in self.needed and op != "none" and x is not None:
                     reduces = self.arch.is_reduction(self.index) and source < 2 and not self.arch.is_vit
                     stride = 2 if reduces else 1
-                    terms.append(operation(op, x, self.features, stride, self.arch.norm, f"_ops.{j}"))
+                    terms.append(operation(op, x, self.features, stride, self.norm, f"_ops.{j}"))
             states.append(sum(terms[1:], terms[0]) if terms else None)
         return _concatenate([states[state] for state in concat])
 
@@ -149,8 +162,8 @@ class Cell(nn.Module):
             return subsample(x, 2) if halve else x
         name = f"preprocess{which}"
         if halve:
-            return FactorizedReduction(self.features, self.arch.norm, name=name)(x)
-        return ReluConv(self.features, 1, 1, self.arch.norm, name=name)(x)
+            return FactorizedReduction(self.features, self.norm, name=name)(x)
+        return ReluConv(self.features, 1, 1, self.norm, name=name)(x)
 
 
 class PositionalEncoding(nn.Module):

@@ -7,6 +7,8 @@ Submodules bear the public names of the layers (see `ghn_jax.deepnets.networks.p
 [3] Dosovitskiy et al., An Image is Worth 16x16 Words, ICLR 2021.
 """
 
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -16,17 +18,21 @@ Map = Float[Array, "batch height width channel"]
 Tokens = Float[Array, "batch token channel"]
 Size = int | tuple[int, int]
 
+Norm = Literal["batch", "running", "update"] | None
+"""Batch norm after convolutions: by the statistics of the batch; by running ones; by those of the batch, updating the
+running ones; or none."""
+
 _EPSILON = 1e-5
 _PADDING_1 = ((1, 1), (1, 1))
 
 
-def operation(op: str, x: Map, features: int, stride: int, norm: bool, name: str) -> Map:
+def operation(op: str, x: Map, features: int, stride: int, norm: Norm, name: str) -> Map:
     """Applies one of `ghn_jax.deepnets.architectures.OPS` other than 'none'; to be called inside a compact module.
 
     Args:
       features: channels of the result; only convolutions can change them.
       stride: 1, or 2 to halve the resolution.
-      norm: whether convolutions end with a batch norm.
+      norm: the batch norm that convolutions end with.
       name: of the submodule.
     """
     match op:
@@ -85,7 +91,7 @@ def subsample(x: Map, stride: int) -> Map:
 
 
 class BatchNorm(nn.Module):
-    """Batch norm by the statistics of the batch, in training and evaluation alike: there are no others."""
+    """Batch norm by the statistics of the batch, in training and evaluation alike."""
 
     @nn.compact
     def __call__(self, x: Map) -> Map:
@@ -97,9 +103,14 @@ class BatchNorm(nn.Module):
         return (x - mean) * jax.lax.rsqrt(variance + _EPSILON) * scale + bias
 
 
-def batch_norm(x: Map, norm: bool, name: str) -> Map:
+def batch_norm(x: Map, norm: Norm, name: str) -> Map:
     """Batch norm, or nothing in networks that have none."""
-    return BatchNorm(name=name)(x) if norm else x
+    if norm is None:
+        return x
+    if norm == "batch":
+        return BatchNorm(name=name)(x)
+    running = norm == "running"
+    return nn.BatchNorm(use_running_average=running, momentum=0.9, epsilon=_EPSILON, name=name)(x)
 
 
 class ReluConv(nn.Module):
@@ -108,7 +119,7 @@ class ReluConv(nn.Module):
     features: int
     kernel: int
     stride: int
-    norm: bool
+    norm: Norm
 
     @nn.compact
     def __call__(self, x: Map) -> Map:
@@ -123,7 +134,7 @@ class ReluConvPair(nn.Module):
     features: int
     kernel: int
     stride: int
-    norm: bool
+    norm: Norm
 
     @nn.compact
     def __call__(self, x: Map) -> Map:
@@ -139,7 +150,7 @@ class DilatedConv(nn.Module):
     features: int
     kernel: int
     stride: int
-    norm: bool
+    norm: Norm
 
     @nn.compact
     def __call__(self, x: Map) -> Map:
@@ -154,7 +165,7 @@ class SeparableConv(nn.Module):
     features: int
     kernel: int
     stride: int
-    norm: bool
+    norm: Norm
 
     @nn.compact
     def __call__(self, x: Map) -> Map:
@@ -168,7 +179,7 @@ def _separable(
     features: int,
     kernel: int,
     names: tuple[str, str, str],
-    norm: bool,
+    norm: Norm,
     stride: int = 1,
     dilation: int = 1,
 ) -> Map:
@@ -182,7 +193,7 @@ class FactorizedReduction(nn.Module):
     """ReLU, two 1x1 convolutions of stride 2, on even and on odd pixels, side by side, batch norm [1]."""
 
     features: int
-    norm: bool
+    norm: Norm
 
     @nn.compact
     def __call__(self, x: Map) -> Map:

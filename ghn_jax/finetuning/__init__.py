@@ -1,0 +1,1 @@
+"""Trains a network from predicted, random or earlier parameters, and compares such starts."""

@@ -1,0 +1,165 @@
+"""A classifier in training, whatever it is made with: pure functions of its parameters and its state.
+
+State is what a model keeps beside its parameters: running statistics of batch norm, and an NNX model's random streams.
+"""
+
+import inspect
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from ghn_jax.tracing.models import Function
+from ghn_jax.tracing.walk import UnsupportedModel
+
+_TRAINING = {
+    "train": True,
+    "training": True,
+    "is_training": True,
+    "deterministic": False,
+    "use_running_average": False,
+}
+"""What arguments of a model's call are in training; the opposite in evaluation."""
+
+Logits = Float[Array, "batch label"]
+Tree = Any
+
+
+class Classifier(NamedTuple):
+    """How to run a model, and how to take apart what a user knows as its variables.
+
+    Attributes:
+      apply: (params, state, images, key) -> logits and the next state, in training; key draws dropout.
+      evaluate: (params, state, images) -> logits.
+      draw: key -> freshly initialised variables.
+      split: variables -> (params, state).
+      join: (params, state) -> variables.
+    """
+
+    apply: Callable[[Tree, Tree, Array, Array], tuple[Logits, Tree]]
+    evaluate: Callable[[Tree, Tree, Array], Logits]
+    draw: Callable[[Array], Any]
+    split: Callable[[Any], tuple[Tree, Tree]]
+    join: Callable[[Tree, Tree], Any]
+
+
+def classifier(model: Any, sample_input: jax.ShapeDtypeStruct) -> Classifier:
+    """A model ready for training.
+
+    Args:
+      model: a Linen module, an NNX module (whose own parameters are its fresh ones), or a `ghn_jax.Function`.
+      sample_input: a batch of images as the model takes them.
+
+    Raises UnsupportedModel for anything else.
+    """
+    if isinstance(model, nn.Module):
+        return _linen(model, sample_input)
+    if isinstance(model, nnx.Module):
+        return _nnx(model)
+    if isinstance(model, tuple) and len(model) == 2 and callable(model[0]):
+        return _function(Function(*model))
+    raise UnsupportedModel(
+        f"`model` (a {type(model).__name__}) is no Flax module: wrap it as ghn_jax.Function(apply, params)"
+    )
+
+
+def _linen(model: Any, sample_input: jax.ShapeDtypeStruct) -> Classifier:
+    training, evaluation = _keywords(type(model).__call__)
+
+    def apply(params: Tree, state: Tree, images: Array, key: Array) -> tuple[Logits, Tree]:
+        output, changed = model.apply(
+            {"params": params, **state}, images, **training, mutable=list(state), rngs={"dropout": key}
+        )
+        return _logits(output), {**state, **changed}
+
+    def evaluate(params: Tree, state: Tree, images: Array) -> Logits:
+        return _logits(model.apply({"params": params, **state}, images, **evaluation))
+
+    def draw(key: Array) -> Any:
+        def init(key: Array) -> Any:
+            params_key, dropout_key = jax.random.split(key)
+            images = jnp.zeros(sample_input.shape, sample_input.dtype)
+            return model.init({"params": params_key, "dropout": dropout_key}, images, **evaluation)
+
+        return jax.jit(init)(key)
+
+    def split(variables: Any) -> tuple[Tree, Tree]:
+        return variables.get("params", {}), {k: v for k, v in variables.items() if k != "params"}
+
+    return Classifier(apply, evaluate, draw, split, lambda params, state: {"params": params, **state})
+
+
+def _nnx(model: nnx.Module) -> Classifier:
+    definition, own_params, own_state = nnx.split(model, nnx.Param, ...)
+    training, evaluation = _keywords(type(model).__call__)
+
+    def run(params: Tree, state: Tree, images: Array, train: bool) -> tuple[Logits, Tree]:
+        merged: Any = nnx.merge(definition, params, state, copy=True)
+        merged.train() if train else merged.eval()
+        logits = _logits(merged(images, **(training if train else evaluation)))
+        return logits, nnx.state(merged, nnx.Not(nnx.Param))
+
+    def split(variables: Any) -> tuple[Tree, Tree]:
+        _, params, state = nnx.split(variables, nnx.Param, ...)
+        return params, state
+
+    return Classifier(
+        lambda params, state, images, _: run(params, state, images, train=True),
+        lambda params, state, images: run(params, state, images, train=False)[0],
+        lambda _: nnx.merge(definition, own_params, own_state, copy=True),
+        split,
+        lambda params, state: nnx.merge(definition, params, state, copy=True),
+    )
+
+
+def _function(model: Function) -> Classifier:
+    def evaluate(params: Tree, _: Tree, images: Array) -> Logits:
+        return _logits(model.apply(params, images))
+
+    return Classifier(
+        lambda params, state, images, _: (evaluate(params, state, images), state),
+        evaluate,
+        lambda _: model.params,
+        lambda params: (params, {}),
+        lambda params, _: params,
+    )
+
+
+def _keywords(call: Callable[..., Any]) -> tuple[dict[str, bool], dict[str, bool]]:
+    """Arguments of a call that say whether a model is in training, and their values in training and in evaluation."""
+    names = [name for name in inspect.signature(call).parameters if name in _TRAINING]
+    return {name: _TRAINING[name] for name in names}, {name: not _TRAINING[name] for name in names}
+
+
+def _logits(output: Any) -> Logits:
+    """The first output with two axes: auxiliary ones follow."""
+    leaves = jax.tree.leaves(output)
+    return next((leaf for leaf in leaves if leaf.ndim == 2), leaves[0])
+
+
+def named(tree: Tree) -> dict[str, Array]:
+    """The leaves of a tree by name, such as "Dense_0.kernel"; random keys as their data."""
+    paths = jax.tree.leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="."): _plain(leaf) for path, leaf in paths}
+
+
+def unnamed(leaves: dict[str, Any], like: Tree) -> Tree:
+    """The inverse of `named`, for a tree with this structure."""
+
+    def pick(path: Any, leaf: Any) -> Any:
+        value = leaves[jax.tree_util.keystr(path, simple=True, separator=".")]
+        return jax.random.wrap_key_data(jnp.asarray(value)) if _is_key(leaf) else jnp.asarray(value)
+
+    return jax.tree.map_with_path(pick, like)
+
+
+def _plain(leaf: Any) -> Array:
+    return jax.random.key_data(leaf) if _is_key(leaf) else jnp.asarray(leaf)
+
+
+def _is_key(leaf: Any) -> bool:
+    return isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)

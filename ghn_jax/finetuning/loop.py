@@ -1,0 +1,247 @@
+"""Trains a network from a start."""
+
+import contextlib
+import json
+import pathlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ghn_jax.finetuning.classifier import Classifier, classifier, named, unnamed
+from ghn_jax.finetuning.data import Arrays, Data, make_data
+from ghn_jax.finetuning.recipe import Recipe, learning_rate, make_optimizer
+from ghn_jax.finetuning.starts import RANDOM, make_start
+from ghn_jax.finetuning.step import Devices, State, make_step
+from ghn_jax.pretrained import TrainedGHN
+from ghn_jax.tracing.batch_norm import fill_running_statistics
+from ghn_jax.training.checkpoint import RunCheckpoints
+from ghn_jax.training.meta import TrainState
+from ghn_jax.training.progress import Clock, MetricsFile
+
+
+class NonFiniteLoss(ValueError):
+    """The loss became infinite or not a number."""
+
+
+class Scored(NamedTuple):
+    """Accuracy on test images, in percent, after so many steps."""
+
+    step: int
+    top1: float
+    top5: float
+
+
+class Finetuned(NamedTuple):
+    """A trained network.
+
+    Attributes:
+      variables: as `ghn_jax.predict_parameters` returns them.
+      tested: in the order of steps.
+      notes: what there is to say of the start.
+    """
+
+    variables: Any
+    tested: list[Scored]
+    notes: tuple[str, ...]
+
+
+def finetune(
+    model: Any,
+    data: Any,
+    test: Arrays | None = None,
+    *,
+    init: str | pathlib.Path | TrainedGHN = RANDOM,
+    recipe: Recipe | None = None,
+    workdir: pathlib.Path | None = None,
+    checkpoint_every: int = 500,
+    log_every: int = 50,
+    say: Callable[[str], None] | None = None,
+) -> Finetuned:
+    """Trains a classifier: a Flax Linen or NNX module, or a `ghn_jax.Function` (which has no training mode).
+
+    Batch norm keeps running statistics; before the first step they are those of the first batch.
+
+    Args:
+      model: left as it is.
+      data: an image set of `ghn_jax.images`; images and labels as arrays, normalised as the model takes them; or an
+        iterable of such pairs, one for each step.
+      test: images and labels to test on, unless `data` is an image set.
+      init: what to start from: "random"; a GHN, its name or path; or the work directory of an earlier run.
+      recipe: settings of the training.
+      workdir: keeps checkpoints and metrics, and goes on from the latest if there is one; None keeps nothing.
+      checkpoint_every: steps between two checkpoints.
+      log_every: steps between two lines.
+      say: takes the lines.
+
+    Raises ValueError for settings that do not fit the model, the data or the checkpoint, and if an iterator ends early;
+    NonFiniteLoss, in which case the checkpoints are from before.
+    """
+    recipe, say = recipe or Recipe(), say or (lambda _: None)
+    recipe.check()
+    return train(
+        model, make_data(data, test), init, recipe, workdir, checkpoint_every, log_every, say, identity={}
+    )
+
+
+def train(
+    model: Any,
+    data: Data,
+    init: str | pathlib.Path | TrainedGHN,
+    recipe: Recipe,
+    workdir: pathlib.Path | None,
+    checkpoint_every: int,
+    log_every: int,
+    say: Callable[[str], None],
+    identity: dict[str, Any],
+) -> Finetuned:
+    """As `finetune`; `identity` holds JSON values which a run in the same directory must share."""
+    # -- model, optimiser and start ----------------------------------------------------------------------------
+    sample_input = jax.ShapeDtypeStruct((1, *data.image_shape), jnp.float32)
+    network = classifier(model, sample_input)
+    if data.num_images is None and recipe.steps is None:
+        raise ValueError("`steps` (=None) must be given, since `data` is an iterator: one batch a step")
+    num_images = data.num_images or 0
+    last_step = recipe.num_steps(num_images)
+    batch_size = recipe.images_per_step(num_images) if num_images else 0
+    tests = recipe.evaluation_steps(last_step)
+    rates = np.asarray(jax.vmap(learning_rate(recipe, last_step))(jnp.arange(last_step)))
+    optimizer = make_optimizer(recipe, last_step)
+    variables, notes = make_start(init, model, network, sample_input, recipe)
+    params, state = network.split(variables)
+    _check(network, params, state, sample_input, data)
+    begin = State(params, state, jax.jit(optimizer.init)(params), jnp.zeros((), jnp.int32))
+
+    # -- resume: checkpoint (settings must agree), then the metrics up to it -------------------------------------
+    identity = identity | recipe.identity() | {"last_step": last_step, "parameters": _shapes(params)}
+    checkpoints = RunCheckpoints(workdir) if workdir else None
+    progress: dict[str, Any] = {"images": {}}
+    fresh = checkpoints is None or checkpoints.latest_step() is None
+    if checkpoints is not None and not fresh:
+        saved = checkpoints.meta()
+        _check_same_run(workdir, identity, saved.get("finetuned"))
+        progress |= saved["progress"]
+        begin = _restored(checkpoints.restore(_saved(begin)), begin)
+        say(f"resuming {workdir} after step {int(begin.step)}")
+    first_step = int(begin.step)
+    file = workdir / "metrics.jsonl" if workdir else None
+    tested = [] if fresh or file is None else read_tests(file, first_step)
+    metrics = MetricsFile(file, -1 if fresh else first_step)
+    batches = data.batches(batch_size, recipe.seed, first_step, progress["images"])
+    batch = batches(first_step) if first_step < last_step else None
+    if fresh and batch is not None and jax.tree.leaves(begin.state):
+        filled = fill_running_statistics(model, network.join(begin.params, begin.state), batch[0])
+        begin = begin._replace(state=network.split(filled)[1])
+    for note in notes if fresh else ():
+        say(f"note: {note}")
+
+    # -- the loop ------------------------------------------------------------------------------------------------
+    devices = Devices()
+    now = devices.replicate(jax.tree.map(jnp.array, begin))  # copies: a step uses its state up
+    step_of, evaluate = make_step(network, optimizer, recipe), jax.jit(network.evaluate)
+    dropout_key = jax.random.fold_in(jax.random.key(recipe.seed), 1)
+
+    def test() -> None:
+        result = data.test(lambda images: evaluate(now.params, now.state, images))
+        if result is not None:
+            tested.append(Scored(int(now.step), result.top1, result.top5))
+            metrics.write(step=int(now.step), test_top1=result.top1, test_top5=result.top5)
+            say(f"step {int(now.step)}/{last_step}  test top-1 {result.top1:.2f} %")
+
+    def save() -> None:
+        if checkpoints is not None:
+            checkpoints.save(_saved(jax.device_get(now)), {"finetuned": identity, "progress": progress})
+
+    with contextlib.closing(metrics), contextlib.closing(data):
+        if fresh and 0 in tests:
+            test()
+        clock = Clock(first_step, last_step)
+        for step in range(first_step, last_step):
+            assert batch is not None
+            images, labels = devices.share(batch)
+            now, measured = step_of(now, images, labels, dropout_key)
+            if step + 1 < last_step:
+                batch = batches(step + 1)  # while the devices are at work
+            loss, top1, norm = (float(value) for value in measured)
+            if not np.isfinite(loss):
+                raise NonFiniteLoss(
+                    f"`loss` (={loss}) is not finite at step {step + 1}: lower `learning_rate` "
+                    f"(={recipe.learning_rate}), or add `warmup_steps`; checkpoints are as before"
+                )
+            clock.tick(step + 1)
+            metrics.write(
+                step=step + 1,
+                loss=loss,
+                top1=top1,
+                gradient_norm=norm,
+                learning_rate=float(rates[step]),
+                seconds=round(clock.seconds, 3),
+            )
+            if (step + 1) % log_every == 0 or step + 1 == last_step:
+                say(f"step {step + 1}/{last_step}  loss {loss:.3f}  top1 {top1:.1f} %  ETA {clock.eta}")
+            if step + 1 in tests:
+                test()
+            if (step + 1) % checkpoint_every == 0 or step + 1 == last_step:
+                save()
+    return Finetuned(network.join(now.params, now.state), tested, notes)
+
+
+def read_tests(file: pathlib.Path, last: int) -> list[Scored]:
+    """The tests that a run has written down, up to a step."""
+    records = [json.loads(line) for line in file.read_text().split("\n")[:-1]] if file.exists() else []
+    return [
+        Scored(r["step"], r["test_top1"], r["test_top5"])
+        for r in records
+        if "test_top1" in r and r["step"] <= last
+    ]
+
+
+def _check(
+    network: Classifier, params: Any, state: Any, sample_input: jax.ShapeDtypeStruct, data: Data
+) -> None:
+    """Raises ValueError for a model that has nothing to train, or not as many logits as there are classes."""
+    if not jax.tree.leaves(params):
+        raise ValueError("`model` has no parameters: there is nothing to train")
+    logits = jax.eval_shape(network.evaluate, params, state, sample_input)
+    if logits.ndim != 2 or logits.shape[0] != 1:
+        raise ValueError(f"`model`'s output has shape {logits.shape}: a classifier returns (batch, label)")
+    if data.num_classes is not None and logits.shape[1] < data.num_classes:
+        raise ValueError(
+            f"`model` has {logits.shape[1]} logits and the images have {data.num_classes} classes: make it with "
+            f"{data.num_classes}"
+        )
+
+
+def _check_same_run(
+    workdir: pathlib.Path | None, identity: dict[str, Any], saved: dict[str, Any] | None
+) -> None:
+    if saved is None:
+        raise ValueError(f"`workdir` (={str(workdir)!r}) holds a run of another kind: give another --workdir")
+    differences = [f"{k} was {saved.get(k)}, is {v}" for k, v in identity.items() if saved.get(k) != v]
+    if differences:
+        raise ValueError(
+            f"`workdir` (={str(workdir)!r}) holds another run ({'; '.join(differences)}): use those settings, or "
+            "another --workdir"
+        )
+
+
+def _shapes(params: Any) -> int:
+    """Number of parameters, by which models are told apart."""
+    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(params))
+
+
+def _saved(state: State) -> TrainState:
+    """The state as checkpoints keep it, leaves by name."""
+    weights = {"params": named(state.params), "state": named(state.state)}
+    return TrainState(weights, state.opt_state, state.step, jnp.zeros((), jnp.int32))
+
+
+def _restored(saved: TrainState, like: State) -> State:
+    params, state = (
+        unnamed(saved.params.get(kind) or {}, tree)
+        for kind, tree in (("params", like.params), ("state", like.state))
+    )
+    opt_state = jax.tree.map(lambda _, leaf: jnp.asarray(leaf), like.opt_state, saved.opt_state)
+    return State(params, state, opt_state, jnp.asarray(saved.step))

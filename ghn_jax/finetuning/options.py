@@ -1,0 +1,65 @@
+"""Options of fine-tuning."""
+
+import dataclasses
+import pathlib
+
+from ghn_jax.finetuning.recipe import Recipe
+
+
+@dataclasses.dataclass(frozen=True)
+class FinetuneOptions(Recipe):
+    """Trains one network from random, predicted or earlier parameters, or compares such starts.
+
+    Run the same command again to go on from the latest checkpoints in the work directory.
+    """
+
+    arch: str = "resnet18"
+    """A model (resnet50), an index of --split, darts, pdarts, vit, package.module:factory or file.py:factory."""
+    split: str = "test"
+    """Split of DeepNets-1M that an index belongs to."""
+    channels: int | None = None
+    """Overrides the channels that the split draws for its architectures."""
+    dataset: str = "digits"
+    """digits, cifar10, imagenet, tfds:NAME or folder:PATH."""
+    data_dir: pathlib.Path | None = None
+    """TFDS directory with the prepared dataset; digits and folder:PATH need none."""
+    shots: int | None = None
+    """Train on so many images of each class, chosen by the seed, instead of all."""
+    evaluate_on: str = "test"
+    """Images to test on: test, or val, which are held out from the training images."""
+    init: str = "random"
+    """What to start from: random, a GHN (name or path), or the directory of an earlier run, that of its seed."""
+    compare: str | None = None
+    """Several starts, instead of --init: random,ghn2-digits."""
+    seeds: int = 1
+    """Train with so many seeds, from --seed on; the table has means and standard deviations."""
+    picture: pathlib.Path | None = None
+    """Draws accuracy against steps: FILE.png or FILE.svg (needs matplotlib)."""
+    workdir: pathlib.Path | None = None
+    """Where checkpoints, metrics and the table go [runs/finetune-ARCH-DATASET]."""
+    checkpoint_every: int = 500
+    """Steps between two checkpoints."""
+    log_every: int = 50
+    """Steps between two progress lines; metrics.jsonl has every step."""
+    num_workers: int = 0
+    """Processes that decode the images of a streamed set; 0 decodes in threads."""
+    compilation_cache: pathlib.Path | None = None
+    """Where compiled programs are kept between runs [~/.cache/ghn_jax/xla]."""
+
+    def check(self) -> None:
+        """Raises ValueError for an unknown name and for a number out of range."""
+        super().check()
+        for name in ("seeds", "checkpoint_every", "log_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` (={getattr(self, name)}) must be at least 1")
+        if self.evaluate_on not in ("test", "val"):
+            raise ValueError(f"`evaluate_on` (={self.evaluate_on!r}) must be test or val")
+        if self.picture is not None and self.picture.suffix not in (".png", ".svg", ".pdf"):
+            raise ValueError(f"`picture` (={str(self.picture)!r}) must end in .png, .svg or .pdf")
+        if self.compare is not None and self.init != "random":
+            raise ValueError(f"`init` (={self.init!r}) and `compare` (={self.compare!r}): give one of them")
+
+    def starts(self) -> list[str]:
+        """What to start from, in order and without repetition."""
+        names = (self.compare or self.init).split(",")
+        return list(dict.fromkeys(name.strip() for name in names if name.strip()))
