@@ -133,7 +133,12 @@ def _predict(
     decoded_at = time.perf_counter()
     incomplete = sorted({leaf.index for leaf in extracted.unassigned})
     tensors = assembly.assemble(
-        loaded.config, decoded, extracted, traced.leaves, traced.initial(incomplete) if incomplete else {}
+        loaded.config,
+        decoded,
+        extracted,
+        traced.leaves,
+        traced.initial(incomplete) if incomplete else {},
+        seed,
     )
     variables = traced.rebuild([jax.device_put(tensor) for tensor in tensors])
     end = time.perf_counter()

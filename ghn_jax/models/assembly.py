@@ -1,7 +1,7 @@
 """Makes parameter tensors of any shape from what a GHN decodes.
 
-A GHN decodes at most 64 x 64 channels at each position of a kernel. Larger tensors repeat them, smaller ones
-take the first [1, Appendix B.1]. Positions are decoded one by one, in chunks of fixed size, so that no shape
+A GHN decodes a number of channels, 64 x 64 for GHN-2, at each position of a kernel. Larger tensors repeat them, smaller
+ones take the first [1, Appendix B.1]. Positions are decoded one by one, in chunks of fixed size, so that no shape
 needs a compilation of its own; tensors are filled in place on the host, in whatever layout their model keeps them.
 
 [1] Knyazev et al., Parameter Prediction for Unseen Deep Architectures, NeurIPS 2021.
@@ -20,22 +20,25 @@ from ghn_jax.graphs import PRIMITIVES, Shape
 from ghn_jax.models import decoder
 from ghn_jax.models.config import GHNConfig
 from ghn_jax.models.templates import fan_in_scale
+from ghn_jax.models.windows import WINDOWS
 from ghn_jax.tracing.builder import Extracted, Owned
 
 _ALIGNMENT = 64
 
+_LEAST_CHANNELS = 64
+"""Fewer channels are not decoded alone: that would save little and compile more."""
+
+
+_CLASS_ROW_STD = 0.02
+"""Deviation of the rows of a positional encoding that belong to class tokens: no GHN predicts them, they are drawn."""
+
 
 class Piece(NamedTuple):
-    """Part of the 64 x 64 channels that a kind of tensor needs, and how many are decoded at a time."""
+    """Part of the channels of a position that a kind of tensor needs, and how many positions are decoded at a time."""
 
     inputs: int
     outputs: int
     chunk: int
-
-
-DENSE = Piece(64, 64, 32)
-THIN = Piece(4, 64, 256)  # stems and depthwise kernels
-POSITION = Piece(64, 1, 256)  # positional encodings (1, C, H, W), whose channels are decoded as inputs
 
 
 class Decoded(NamedTuple):
@@ -70,27 +73,26 @@ def decode(
             if is_class(extracted, owned):
                 class_shapes[owned.node] = owned.shape
             else:
-                piece = _piece(extracted, owned)
-                kernels.setdefault(piece, {})[owned.node] = owned.shape, fan_in_scale(owned.shape, config)
+                piece = _piece(extracted, owned, config)
+                kernels.setdefault(piece, {})[owned.node] = owned.shape, _scale(owned, config)
     pending = [
-        (piece, wanted, _decode_kernels(config, weights, nodes, piece, wanted))
-        for piece, wanted in kernels.items()
+        (wanted, _decode_kernels(config, weights, nodes, piece, wanted)) for piece, wanted in kernels.items()
     ]
     vectors, class_biases = _vectors(config, weights, nodes)
+    centre = np.array(_positions((1, 1), config), np.int32)
     class_weights = {
-        node: _class_weight(weights, nodes[node][None], np.array([fan_in_scale(shape, config)], np.float32))[
-            0
-        ]
+        node: _class_weight(
+            weights, nodes[node][None], centre, np.array([fan_in_scale(shape, config)], np.float32)
+        )[0]
         for node, shape in class_shapes.items()
     }
     decoded: dict[int, np.ndarray] = {}
-    for piece, wanted, chunks in pending:
+    for wanted, chunks in pending:
         rows, row = np.concatenate([np.asarray(chunk) for chunk in chunks]), 0
         for node, (shape, _) in wanted.items():
-            height, width = _kernel(shape, config)
-            block = rows[row : row + height * width]
-            decoded[node] = block.swapaxes(1, 2) if piece is POSITION else block
-            row += height * width
+            count = len(_positions(shape, config))
+            decoded[node] = rows[row : row + count]
+            row += count
     return Decoded(
         decoded,
         np.asarray(vectors),
@@ -105,13 +107,16 @@ def assemble(
     extracted: Extracted,
     leaves: Sequence[jax.ShapeDtypeStruct],
     others: Mapping[int, Any],
+    seed: int = 0,
 ) -> list[np.ndarray]:
     """The parameter tensors of a network.
 
     Args:
       leaves: shapes and dtypes of all of them.
       others: values of those, by index, of which some part is not predicted.
+      seed: of what is drawn: the rows of positional encodings that belong to class tokens.
     """
+    rng = np.random.default_rng(seed)
     tensors = _allocate(leaves)
     for index, value in others.items():
         np.copyto(tensors[index], np.asarray(value))
@@ -122,6 +127,9 @@ def assemble(
             continue
         kernel = target
         for step in owned.view:
+            if step.kind == "drop":
+                class_rows = kernel[: step.argument[0]]
+                class_rows[...] = rng.normal(0.0, _CLASS_ROW_STD, class_rows.shape)
             kernel = step(kernel)
         public = kernel.reshape(*owned.shape, *(1,) * (4 - len(owned.shape)))
         if np.may_share_memory(public, target):
@@ -140,16 +148,33 @@ def is_class(extracted: Extracted, owned: Owned) -> bool:
     return extracted.ends_in_class and owned.node in extracted.class_nodes
 
 
-def _piece(extracted: Extracted, owned: Owned) -> Piece:
+def _piece(extracted: Extracted, owned: Owned, config: GHNConfig) -> Piece:
+    """The smallest of a few that covers what a tensor needs."""
+    full = config.channels
+    # the weights of a position are copied for each: 64 MB of them at a time
+    narrow = max(16, min(256, 2**24 // (4 * config.hidden**2)))
     if PRIMITIVES[extracted.graph.primitives[owned.node]] == "pos_enc":
-        return POSITION
-    return THIN if len(owned.shape) == 4 and owned.shape[1] <= THIN.inputs else DENSE
+        return Piece(full, 1, narrow)  # (1, C, H, W): the channels are decoded as inputs
+    if len(owned.shape) == 4 and owned.shape[1] <= 4:
+        return Piece(4, full, narrow)  # stems and depthwise kernels
+    needed = min(full, max(owned.shape[:2]))
+    while full // 2 >= max(needed, _LEAST_CHANNELS):
+        full //= 2
+    return Piece(full, full, 32)
 
 
-def _kernel(shape: Shape, config: GHNConfig) -> tuple[int, int]:
-    """Height and width of the positions that are decoded."""
-    height, width = (*shape, 1, 1)[2:4]
-    return min(height, config.max_kernel), min(width, config.max_kernel)
+def _positions(shape: Shape, config: GHNConfig) -> list[int]:
+    """The positions that are decoded for a tensor, row by row, as y * max_kernel + x."""
+    part, size = WINDOWS[config.window].part, config.max_kernel
+    rows, columns = (range(size)[part(k, size)] for k in (*shape, 1, 1)[2:4])
+    return [y * size + x for y in rows for x in columns]
+
+
+def _scale(owned: Owned, config: GHNConfig) -> float:
+    """The fan-in normalisation; the public code leaves encodings of tokens alone, whatever their number."""
+    assert owned.view is not None
+    of_tokens = any(step.kind == "drop" for step in owned.view)
+    return 1.0 if of_tokens else fan_in_scale(owned.shape, config)
 
 
 def _decode_kernels(
@@ -162,22 +187,35 @@ def _decode_kernels(
     """Positions of kernels, one after the other, in chunks."""
     owners, places, scales = [], [], []
     for node, (shape, scale) in wanted.items():
-        height, width = _kernel(shape, config)
-        owners += [node] * (height * width)
-        places += [y * config.max_kernel + x for y in range(height) for x in range(width)]
-        scales += [scale] * (height * width)
+        positions = _positions(shape, config)
+        owners += [node] * len(positions)
+        places += positions
+        scales += [scale] * len(positions)
     padding = -len(owners) % piece.chunk
     owner = np.pad(np.array(owners, np.int32), (0, padding))
     place = np.pad(np.array(places, np.int32), (0, padding))
     scale = np.pad(np.array(scales, np.float32), (0, padding))
     parts = [slice(start, start + piece.chunk) for start in range(0, len(owner), piece.chunk)]
-    return [_positions(piece, weights, nodes, owner[part], place[part], scale[part]) for part in parts]
+    weights = _part(piece, weights)
+    return [_decode_chunk(weights, nodes, owner[part], place[part], scale[part]) for part in parts]
+
+
+def _part(piece: Piece, weights: dict[str, Array]) -> dict[str, Array]:
+    """The decoder's weights, the last layer's cut to the channels of a piece once for all chunks."""
+    names = ("decoder.conv.2.weight", "decoder.conv.2.bias")
+    if weights[names[0]].shape[1:] == (piece.inputs, piece.outputs):
+        return weights
+    return weights | {name: _first_channels(piece, weights[name]) for name in names}
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _positions(piece: Piece, weights, nodes, owner, place, scale):
-    inputs, outputs = slice(0, piece.inputs), slice(0, piece.outputs)
-    return decoder.decode_positions(weights, nodes[owner], place, scale, inputs, outputs)
+def _first_channels(piece: Piece, weight):
+    return weight[..., : piece.inputs, : piece.outputs]
+
+
+@jax.jit
+def _decode_chunk(weights, nodes, owner, place, scale):
+    return decoder.decode_positions(weights, nodes[owner], place, scale)
 
 
 _vectors = jax.jit(decoder.decode_vectors, static_argnums=0)
@@ -197,13 +235,17 @@ def _source(decoded: Decoded, extracted: Extracted, owned: Owned) -> Float[np.nd
 
 
 def _fill(public: np.ndarray, source: Float[np.ndarray, "position i o"], config: GHNConfig) -> None:
-    """Writes a decoded kernel into a tensor (out, in, height, width), repeated or cut to its size."""
+    """Writes a decoded kernel into a tensor (out, in, height, width), its channels repeated or cut to its size."""
     tensor = public.transpose(2, 3, 1, 0)
     height, width, inputs, outputs = tensor.shape
-    rows, columns = min(height, config.max_kernel), min(width, config.max_kernel)
+    size = config.max_kernel
+    rows, columns = min(height, size), min(width, size)
     source = source.reshape(rows, columns, *source.shape[1:])[:, :, :inputs, :outputs]
-    if rows < height or columns < width:  # larger than any decoded kernel
-        source = source[np.arange(height) % rows][:, np.arange(width) % columns]
+    enlarge = WINDOWS[config.window].enlarge
+    if height > size:
+        source = np.tensordot(enlarge(height, size), source, 1)
+    if width > size:
+        source = np.tensordot(enlarge(width, size), source, (1, 1)).swapaxes(0, 1)
     step, whole = source.shape[2], source.shape[3]
     wide = np.tile(source, (1, 1, 1, math.ceil(outputs / whole)))[..., :outputs]
     for start in range(0, inputs, step):
@@ -225,6 +267,8 @@ def _undo(public: np.ndarray, owned: Owned, shape: Shape) -> np.ndarray:
                 public = public.transpose(np.argsort(step.argument))
             case "rev":
                 public = np.flip(public, step.argument)
+            case "drop":
+                public = np.concatenate([np.zeros((*step.argument, *before[1:]), public.dtype), public])
     return public
 
 

@@ -11,35 +11,60 @@ class GHNConfig:
     """What a GHN is made of; defaults are those of GHN-2 on CIFAR-10.
 
     Attributes:
-      hypernet: how node embeddings are computed, by a gated GNN or by an MLP on each node alone.
+      hypernet: what computes node embeddings: a gated GNN, transformer layers that know the paths between nodes, or an
+        MLP on each node alone.
       num_classes: classes of the image dataset.
-      max_kernel: height and width of the decoded kernels; larger ones repeat them.
+      max_kernel: height and width of the decoded kernels.
       hidden: width of a node embedding.
+      channels: decoded output and input channels; wider layers repeat them.
+      layers, heads: transformer layers and their attention heads; of no meaning to the others.
+      window: which part of the decoded positions a smaller kernel is, and what a larger one makes of them
+        (`ghn_jax.models.windows`).
+      start: how weights start: as PyTorch's layers do, or with embeddings of a transformer and small last layers.
       virtual_edges: whether messages also pass between distant nodes.
       layer_norm: whether node embeddings are normalised before decoding.
       normalize: whether predicted parameters are scaled by fan-in, and those of norm layers squashed.
     """
 
-    hypernet: Literal["gatedgnn", "mlp"] = "gatedgnn"
+    hypernet: Literal["gatedgnn", "graphormer", "mlp"] = "gatedgnn"
     num_classes: int = 10
     max_kernel: int = 11
     hidden: int = 32
+    channels: int = 64
+    layers: int = 1
+    heads: int = 1
+    window: Literal["corner", "centre"] = "corner"
+    start: Literal["torch", "transformer"] = "torch"
     virtual_edges: bool = True
     layer_norm: bool = True
     normalize: bool = True
 
-    channels = 64
-    """Decoded output and input channels; wider layers repeat them."""
+
+def ghn3(hidden: int, layers: int, heads: int) -> GHNConfig:
+    """A GHN-3 of some size; it decodes as many channels as a node embedding has."""
+    return GHNConfig(
+        hypernet="graphormer",
+        hidden=hidden,
+        channels=hidden,
+        layers=layers,
+        heads=heads,
+        window="centre",
+        start="transformer",
+    )
 
 
 _FAMILIES = {
     "ghn2": GHNConfig(),
     "ghn1": GHNConfig(virtual_edges=False, layer_norm=False, normalize=False),
     "mlp": GHNConfig(hypernet="mlp"),
+    "ghn3-t": ghn3(hidden=64, layers=3, heads=8),
+    "ghn3-s": ghn3(hidden=128, layers=5, heads=16),
+    "ghn3-l": ghn3(hidden=256, layers=12, heads=16),
+    "ghn3-xl": ghn3(hidden=384, layers=24, heads=16),
 }
 
 PRESETS = tuple(_FAMILIES)
-"""Names that `preset` accepts: GHN-2, GHN-1 and the MLP baseline of the paper."""
+"""Names that `preset` accepts: GHN-2, GHN-1, the MLP baseline, and GHN-3 in its published sizes."""
 
 
 def preset(name: str, num_classes: int = 10, image_size: int = 32) -> GHNConfig:

@@ -1,6 +1,7 @@
 """Decodes node embeddings into the flat parameter vector of a network.
 
 [1] Knyazev et al., Parameter Prediction for Unseen Deep Architectures, NeurIPS 2021, Section 3.1, Appendix B.1.
+[2] Knyazev et al., Can We Scale Transformers to Predict Parameters of Diverse ImageNet Models?, ICML 2023.
 """
 
 import functools
@@ -17,10 +18,14 @@ from ghn_jax.executor.layouts import ROW
 from ghn_jax.models.config import GHNConfig
 from ghn_jax.models.mlp import uniform_init
 from ghn_jax.models.templates import ROWS_PER_STEP, Plan, Template
+from ghn_jax.models.windows import WINDOWS
 
 Embeddings = Float[Array, "node c"]
 Rows = Float[Array, "row 8"]
 Weights = dict[str, Array]
+
+
+_LAST = ("decoder.conv.2", "decoder.class_layer_predictor.1", "decoder_1d.fc.2")
 
 
 class DecoderSpec(NamedTuple):
@@ -52,7 +57,7 @@ class ParameterDecoder(nn.Module):
         return decode(DecoderSpec(self.config, templates), self._weights(), nodes, plan)
 
     def _weights(self) -> Weights:
-        """All weights by public name, initialised as PyTorch's Linear and Conv2d."""
+        """All weights by public name, started as PyTorch's Linear and Conv2d, or with small last layers [2]."""
         c, s, full, classes = (
             self.config.hidden,
             self.config.max_kernel,
@@ -68,10 +73,13 @@ class ParameterDecoder(nn.Module):
             "decoder_1d.fc.2": (2 * c, (2 * c, 2 * full), (2 * full,)),
             "bias_class.1": (full, (full, classes), (classes,)),
         }
+        small = _LAST if self.config.start == "transformer" else ()
         weights = {}
         for name, (fan_in, kernel, bias) in shapes.items():
-            weights[f"{name}.weight"] = self.param(f"{name}.weight", uniform_init(fan_in), kernel)
-            weights[f"{name}.bias"] = self.param(f"{name}.bias", uniform_init(fan_in), bias)
+            start = uniform_init(fan_in, gain=0.2 if name in small else 1.0)
+            start_bias = nn.initializers.zeros if name in small else start
+            weights[f"{name}.weight"] = self.param(f"{name}.weight", start, kernel)
+            weights[f"{name}.bias"] = self.param(f"{name}.bias", start_bias, bias)
         return weights
 
 
@@ -84,7 +92,7 @@ def decode(spec: DecoderSpec, weights: Weights, nodes: Embeddings, plan: Plan) -
     size = plan.rows.shape[0]
     bank = jnp.zeros((size, ROW), nodes.dtype)
     for t, template in enumerate(spec.templates):
-        own = _select(template, weights)
+        own = _select(spec.config, template, weights)
 
         def decode_chunk(i, bank, t=t, template=template, own=own):
             owners, scales, row = _chunk(plan, t, template, i)
@@ -136,7 +144,7 @@ def _add_gradients(
 ) -> tuple[Weights, Embeddings]:
     """The gradients of weights and embeddings, with what flows back through template number t."""
     template = spec.templates[t]
-    own, put_back = jax.vjp(functools.partial(_select, template), weights)
+    own, put_back = jax.vjp(functools.partial(_select, spec.config, template), weights)
 
     def pull_back_chunk(i, carry):
         d_own, d_nodes = carry
@@ -170,14 +178,16 @@ def _chunk(plan: Plan, t: int, template: Template, i: Array) -> tuple[Array, Arr
     return owners, scales, plan.row_starts[t] + i * template.chunk * template.rows
 
 
-def _select(template: Template, weights: Weights) -> Weights:
+def _select(config: GHNConfig, template: Template, weights: Weights) -> Weights:
     """The weights, or parts of them, that a template is decoded with."""
     if template.role in ("vector", "class_bias"):
         prefixes = ("decoder_1d", "bias_class") if template.role == "class_bias" else ("decoder_1d",)
         return {name: w for name, w in weights.items() if name.startswith(prefixes)}
     own = {name: w for name, w in weights.items() if name.startswith("decoder.conv.0")}
+    window = WINDOWS[config.window]
+    rows, columns = (window.part(size, config.max_kernel) for size in (template.height, template.width))
     for kind in ("weight", "bias"):
-        own[f"decoder.fc.0.{kind}"] = weights[f"decoder.fc.0.{kind}"][: template.height, : template.width]
+        own[f"decoder.fc.0.{kind}"] = weights[f"decoder.fc.0.{kind}"][rows, columns]
         last = weights[f"decoder.conv.2.{kind}"]
         if template.role == "class_weight":
             name = f"decoder.class_layer_predictor.1.{kind}"
@@ -214,27 +224,21 @@ def _decode_template(
 
 
 def decode_positions(
-    weights: Weights,
-    h: Embeddings,
-    position: Int[Array, " node"],
-    scales: Float[Array, " node"],
-    inputs: slice,
-    outputs: slice,
+    weights: Weights, h: Embeddings, position: Int[Array, " node"], scales: Float[Array, " node"]
 ) -> Float[Array, "node i o"]:
     """Decodes a single kernel position for each of a few nodes, whatever the size of their kernels.
 
     Args:
-      weights: the decoder's, by public name.
+      weights: the decoder's, by public name; the last layer's may be cut to the channels that are wanted.
       h: embeddings of the nodes.
       position: y * max_kernel + x.
       scales: factors on the result.
-      inputs, outputs: which channels to decode.
     """
     fc, fc_bias = weights["decoder.fc.0.weight"], weights["decoder.fc.0.bias"]
     fc, fc_bias = fc.reshape(-1, *fc.shape[2:]), fc_bias.reshape(-1, fc_bias.shape[-1])
     x = jax.nn.relu(jnp.einsum("nc,ncd->nd", h, fc[position]) + fc_bias[position])
-    last = weights["decoder.conv.2.weight"][:, inputs, outputs]
-    x = _channels(weights, x, last, weights["decoder.conv.2.bias"][inputs, outputs])
+    last = weights["decoder.conv.2.weight"]
+    x = _channels(weights, x, last, weights["decoder.conv.2.bias"])
     return x.reshape(len(h), *last.shape[1:]) * scales[:, None, None]
 
 
@@ -245,11 +249,10 @@ def _channels(w: Weights, x: Array, last: Array, last_bias: Array) -> Array:
 
 
 def decode_class_weight(
-    weights: Weights, h: Embeddings, scales: Float[Array, " node"]
+    weights: Weights, h: Embeddings, position: Int[Array, " node"], scales: Float[Array, " node"]
 ) -> Float[Array, "node i label"]:
-    """Decodes classification weights, one for each of a few nodes."""
-    first = jnp.zeros(len(h), jnp.int32)
-    x = decode_positions(weights, h, first, jnp.ones_like(scales), slice(None), slice(None))
+    """Decodes classification weights, one for each of a few nodes, from a single position of their kernels."""
+    x = decode_positions(weights, h, position, jnp.ones_like(scales))
     x = jax.nn.relu(x) @ weights["decoder.class_layer_predictor.1.weight"]
     return (x + weights["decoder.class_layer_predictor.1.bias"]) * scales[:, None, None]
 

@@ -2,8 +2,10 @@
 
 [1] Zhang, Ren, Urtasun, Graph HyperNetworks for Neural Architecture Search, ICLR 2019.
 [2] Knyazev et al., Parameter Prediction for Unseen Deep Architectures, NeurIPS 2021.
+[3] Knyazev et al., Can We Scale Transformers to Predict Parameters of Diverse ImageNet Models?, ICML 2023.
 """
 
+from collections.abc import Callable
 from typing import Any, cast
 
 import flax.linen as nn
@@ -11,13 +13,14 @@ import jax
 import jax.numpy as jnp
 import jraph
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from ghn_jax.graphs import PRIMITIVES, Graph, batch, path_lengths, to_graphs_tuple
 from ghn_jax.models.config import GHNConfig
 from ghn_jax.models.decoder import ParameterDecoder
 from ghn_jax.models.gated_gnn import GatedGNN
-from ghn_jax.models.mlp import MLP
+from ghn_jax.models.graphormer import Graphormer
+from ghn_jax.models.mlp import NodeMLP
 from ghn_jax.models.shape_encoder import Embedding, ShapeEncoder, shape_indices, shape_tables
 from ghn_jax.models.templates import Plan, Template, empty_plan
 
@@ -25,8 +28,19 @@ Nodes = Float[Array, "graph node c"]
 Rows = Float[Array, "row 8"]
 
 
+Propagation = Callable[[Nodes, Int[Array, "graph node node"]], Nodes]
+"""From node embeddings and the path lengths between nodes to new embeddings."""
+
+_PROPAGATION: dict[str, Callable[[GHNConfig], Propagation]] = {
+    "gatedgnn": lambda config: GatedGNN(config.virtual_edges),
+    "graphormer": lambda config: Graphormer(config.layers, config.heads),
+    "mlp": lambda config: NodeMLP((config.hidden, config.hidden)),
+}
+"""By `GHNConfig.hypernet`."""
+
+
 class GHN(nn.Module):
-    """H(a; theta): embeds the nodes of a graph [2, Eq. 2], propagates [2, Eq. 4], decodes [2, Section 3.1].
+    """H(a; theta): embeds the nodes of a graph [2, Eq. 2], propagates [2, Eq. 4; 3], decodes [2, Section 3.1].
 
     `embed` and `decode` are separate, since a meta-batch is embedded at once and decoded network by network.
     """
@@ -37,13 +51,9 @@ class GHN(nn.Module):
         """Declares the parts."""
         config = self.config
         tables = shape_tables(config.num_classes, config.max_kernel)
-        self.primitive_embedding = Embedding(len(PRIMITIVES), config.hidden)
-        self.shape_encoder = ShapeEncoder(tables, config.hidden)
-        self.gnn: Any = (
-            GatedGNN(config.virtual_edges)
-            if config.hypernet == "gatedgnn"
-            else MLP((config.hidden, config.hidden))
-        )
+        self.primitive_embedding = Embedding(len(PRIMITIVES), config.hidden, config.start)
+        self.shape_encoder = ShapeEncoder(tables, config.hidden, config.start)
+        self.gnn: Propagation = _PROPAGATION[config.hypernet](config)
         self.ln = nn.LayerNorm(epsilon=1e-5) if config.layer_norm else None
         self.decoder = ParameterDecoder(config)
 
@@ -60,13 +70,10 @@ class GHN(nn.Module):
         nodes = self.primitive_embedding(features["primitive"]) + self.shape_encoder(features["shape"])
         dense = jnp.zeros((num_graphs * max_nodes, nodes.shape[-1]), nodes.dtype)
         dense = dense.at[place].set(nodes, mode="drop").reshape(num_graphs, max_nodes, -1)
-        if self.config.hypernet == "gatedgnn":
-            sender, receiver = place[graphs.senders], place[graphs.receivers] % max_nodes
-            hops = jnp.zeros((num_graphs * max_nodes, max_nodes), jnp.int32)
-            hops = hops.at[sender, receiver].set(graphs.edges, mode="drop")
-            dense = self.gnn(dense, hops.reshape(num_graphs, max_nodes, max_nodes))
-        else:
-            dense = self.gnn(dense)
+        sender, receiver = place[graphs.senders], place[graphs.receivers] % max_nodes
+        hops = jnp.zeros((num_graphs * max_nodes, max_nodes), jnp.int32)
+        hops = hops.at[sender, receiver].set(graphs.edges, mode="drop")
+        dense = self.gnn(dense, hops.reshape(num_graphs, max_nodes, max_nodes))
         return self.ln(dense) if self.ln is not None else dense
 
     def decode(self, nodes: Float[Array, "node c"], plan: Plan, templates: tuple[Template, ...]) -> Rows:
@@ -100,7 +107,7 @@ def encode(graph: Graph, config: GHNConfig) -> jraph.GraphsTuple:
 
 
 def init_params(config: GHNConfig, key: Array) -> dict[str, Any]:
-    """Weights of a fresh GHN, initialised as PyTorch does by default."""
+    """Weights of a fresh GHN."""
     nothing = np.zeros(0, np.int32)
     primitives = np.array([PRIMITIVES.index("input")])
     single = Graph(primitives, (None,), (None,), nothing, nothing)  # any will do: no weight depends on it

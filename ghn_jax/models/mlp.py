@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax.nn.initializers import Initializer
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 
 class MLP(nn.Module):
@@ -39,6 +39,17 @@ class MLP(nn.Module):
         return outputs
 
 
+class NodeMLP(MLP):
+    """An MLP on each node alone: what a GHN without message passing has [Zhang et al., ICLR 2019]."""
+
+    def __call__(
+        self, nodes: Float[Array, "graph node c"], hops: Int[Array, "graph node node"]
+    ) -> Float[Array, "graph node c"]:
+        """Updates the embeddings `nodes`; the path lengths `hops` make no difference."""
+        del hops
+        return super().__call__(nodes)
+
+
 class Dense(nn.Module):
     """Linear layer `inputs @ kernel + bias` with PyTorch's default initialisation.
 
@@ -57,9 +68,9 @@ class Dense(nn.Module):
         return inputs @ kernel + bias
 
 
-def uniform_init(fan_in: int) -> Initializer:
-    """Draws from U(-1/sqrt(fan_in), 1/sqrt(fan_in)), PyTorch's default for weights and biases alike."""
-    bound = 1 / math.sqrt(fan_in)
+def uniform_init(fan_in: int, gain: float = 1.0) -> Initializer:
+    """Draws from U(-1/sqrt(fan_in), 1/sqrt(fan_in)), PyTorch's default for weights and biases alike, times `gain`."""
+    bound = gain / math.sqrt(fan_in)
 
     def init(key, shape, dtype=None, out_sharding=None):
         return jax.random.uniform(key, shape, dtype or jnp.float32, -bound, bound, out_sharding=out_sharding)

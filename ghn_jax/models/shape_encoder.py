@@ -5,11 +5,13 @@
 
 import functools
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.nn.initializers import Initializer
 from jaxtyping import Array, Float, Int
 
 from ghn_jax.graphs import Shape
@@ -66,16 +68,32 @@ def shape_indices(tables: ShapeTables, shapes: Sequence[Shape | None]) -> Int[np
 
 
 class Embedding(nn.Module):
-    """A table of vectors, initialised from N(0, 1) as in PyTorch."""
+    """A table of vectors.
+
+    Attributes:
+      start: its entries start from N(0, 1) as in PyTorch, or from a normal of deviation 1 / sqrt(features), truncated
+        at 2, as in transformers.
+    """
 
     size: int
     features: int
+    start: Literal["torch", "transformer"] = "torch"
 
     @nn.compact
     def __call__(self, indices: Int[Array, "..."]) -> Float[Array, "... c"]:
         """The vectors at `indices`."""
-        weight = self.param("weight", nn.initializers.normal(1.0), (self.size, self.features))
+        weight = self.param("weight", _START[self.start](self.features), (self.size, self.features))
         return jnp.take(weight, indices, axis=0, mode="clip")
+
+
+def _truncated_normal(features: int) -> Initializer:
+    deviation = features**-0.5
+    return lambda *args, **kwargs: (
+        deviation * jax.random.truncated_normal(args[0], -2 / deviation, 2 / deviation, *args[1:], **kwargs)
+    )
+
+
+_START = {"torch": lambda features: nn.initializers.normal(1.0), "transformer": _truncated_normal}
 
 
 class ShapeEncoder(nn.Module):
@@ -83,11 +101,13 @@ class ShapeEncoder(nn.Module):
 
     tables: ShapeTables
     features: int
+    start: Literal["torch", "transformer"] = "torch"
 
     @nn.compact
     def __call__(self, indices: Int[Array, "... 4"]) -> Float[Array, "... c"]:
         """The encoding of each shape, given `shape_indices`."""
-        channel = Embedding(len(self.tables.channels) + 1, self.features // 4, name="embed_channel")
-        spatial = Embedding(len(self.tables.kernels) + 1, self.features // 4, name="embed_spatial")
+        width = self.features // 4
+        channel = Embedding(len(self.tables.channels) + 1, width, self.start, name="embed_channel")
+        spatial = Embedding(len(self.tables.kernels) + 1, width, self.start, name="embed_spatial")
         parts = channel(indices[..., :2]), spatial(indices[..., 2:])
         return jnp.concatenate([p.reshape(*p.shape[:-2], -1) for p in parts], axis=-1)

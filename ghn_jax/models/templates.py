@@ -1,8 +1,9 @@
 """Plans, on the host, how a network's parameters are decoded and laid out.
 
-A GHN decodes from each node embedding a *template*: a tensor of at most 64 x 64 channels. Templates of one form
-are decoded in chunks, into a bank of rows; the flat parameter vector then repeats rows of the bank, which is
-the published "fit" (slice, or tile along the channels and cut). A plan is what both need, as arrays of a few sizes.
+A GHN decodes from each node embedding a *template*: a tensor of at most as many channels as its configuration says.
+Templates of one form are decoded in chunks, into a bank of rows; the flat parameter vector then repeats rows of the
+bank, which is the published "fit" (slice, or tile along the channels and cut). A plan is what both need, as arrays of
+a few sizes.
 
 [1] Knyazev et al., Parameter Prediction for Unseen Deep Architectures, NeurIPS 2021, Section 3.1 and Appendix B.1.
 """

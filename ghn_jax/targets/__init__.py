@@ -18,6 +18,7 @@ from ghn_jax.targets import (
     resnet,
     shufflenet,
     squeezenet,
+    swin,
     vgg,
     vit,
 )
@@ -36,6 +37,7 @@ _TARGETS = {
     **regnet.TARGETS,
     **convnext.TARGETS,
     **vit.TARGETS,
+    **swin.TARGETS,
 }
 _IMAGE_SIZES = (32, 224)
 

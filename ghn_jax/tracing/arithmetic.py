@@ -72,19 +72,31 @@ def _bias(builder: GraphBuilder, x: Activation, weight: Weight, equation: core.J
     return Activation(frozenset([builder.node("sum", x.sources | {position})]))
 
 
+_CLASS_TOKENS = 2
+"""Tokens without a place that may come before the others: for the class, and to be distilled."""
+
+
 def _position_form(shape: Shape, axes: frozenset[int], view: View | None) -> tuple[Shape, View] | None:
-    """Shape (1, C, H, W) of a positional encoding (..., H, W, C) or (..., H W, C), and the view that leads there."""
+    """Shape (1, C, H, W) of a positional encoding (..., H, W, C) or (..., H W, C), and the view that leads there.
+
+    Of (..., 1 + H W, C), as with a class token, the first row is left out.
+    """
     sizes = [shape[axis] for axis in sorted(axes)]
     if view is None or len(sizes) not in (2, 3):
         return None
+    before: View = ()
     if len(sizes) == 2:
         side = math.isqrt(sizes[0])
-        if side * side != sizes[0]:
+        extra = sizes[0] - side * side
+        if extra > _CLASS_TOKENS:
             return None
+        if extra:
+            before = (Step("reshape", tuple(sizes)), Step("drop", (extra,)))
         sizes = [side, side, sizes[1]]
     height, width, channels = sizes
     public = (1, channels, height, width)
     steps = (
+        *before,
         Step("reshape", (height, width, channels)),
         Step("transpose", (2, 0, 1)),
         Step("reshape", public),

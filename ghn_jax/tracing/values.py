@@ -30,14 +30,15 @@ class Leaf(NamedTuple):
 
 
 class Step(NamedTuple):
-    """An invertible rearrangement of an array's elements.
+    """A rearrangement of an array's elements.
 
     Attributes:
-      kind: 'reshape' to a shape, 'transpose' by a permutation, or 'rev' along axes.
-      argument: the shape, permutation or axes.
+      kind: 'reshape' to a shape, 'transpose' by a permutation, 'rev' along axes, or 'drop' the first few rows, which
+        are of tokens that have no place.
+      argument: the shape, permutation, axes, or number of rows.
     """
 
-    kind: Literal["reshape", "transpose", "rev"]
+    kind: Literal["reshape", "transpose", "rev", "drop"]
     argument: tuple[int, ...]
 
     def __call__(self, array: np.ndarray) -> np.ndarray:
@@ -49,6 +50,8 @@ class Step(NamedTuple):
                 return array.transpose(self.argument)
             case "rev":
                 return np.flip(array, self.argument)
+            case "drop":
+                return array[self.argument[0] :]
 
 
 View = tuple[Step, ...]

@@ -34,6 +34,16 @@ def test_named_model(golden: pathlib.Path, place: int):
         assert max(values) <= parity.TOLERANCE[quantity], quantity
 
 
+@pytest.mark.parametrize("place", range(5))
+def test_named_model_with_ghn3(golden: pathlib.Path, place: int):
+    figures = parity.load(golden / "ghn3_small_torchvision.json.gz")
+    errors = parity.ghn3_errors(figures | {"archs": figures["archs"][place : place + 1]})
+    assert set(errors) == {"graphs", "parameter counts", "predicted parameters"}
+    for quantity, values in errors.items():
+        assert len(values) == 1
+        assert max(values) <= parity.TOLERANCE[quantity], quantity
+
+
 @pytest.fixture(scope="module")
 def training_errors(golden: pathlib.Path) -> parity.Errors:
     records = parity.load(golden / "train_steps.json")[:1]
@@ -78,6 +88,7 @@ def test_a_changed_graph_is_told_apart(golden: pathlib.Path):
         ("ghn1", 10, 32, 1_620_668),
         ("mlp", 10, 32, 1_614_396),
         ("ghn2", 1000, 224, 2_319_720),
+        ("ghn3-t", 1000, 224, 6_906_632),
     ],
 )
 def test_number_of_weights(name: str, num_classes: int, image_size: int, count: int):

@@ -54,6 +54,9 @@ NUM_PARAMS = {  # as published by torchvision, for 1000 classes
     "convnext_base": 88_591_464,
     "vit_b_16": 86_567_656,
     "vit_b_32": 88_224_232,
+    "swin_t": 28_288_354,
+    "swin_s": 49_606_258,
+    "swin_b": 87_768_224,
 }
 
 

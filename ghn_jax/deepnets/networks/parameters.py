@@ -33,6 +33,7 @@ _NAMED = {
     "bias": _Form("bias", (0,), (0,)),
     "class_token": _Form("class_token", (0, 1, 2), (0, 1, 2)),
     "pos_embedding": _Form("pos_embedding", (0, 1, 2), (0, 1, 2)),
+    "relative_position_bias_table": _Form("relative_position_bias_table", (0, 1), (0, 1)),
     "layer_scale": _Form("layer_scale", (1, 2, 0), (2, 0, 1)),
 }
 
