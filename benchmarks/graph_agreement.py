@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import tyro
 
-from benchmarks.parity import refined_labels
+from benchmarks.golden import refined_labels
 from ghn_jax import graph_of
 from ghn_jax.deepnets import networks, sampling
 from ghn_jax.deepnets.lowering import UnreachableOutput, lower
