@@ -9,7 +9,9 @@ from ghn_jax.predict import Report as Report
 from ghn_jax.predict import graph_of as graph_of
 from ghn_jax.predict import predict_parameters as predict_parameters
 from ghn_jax.pretrained import TrainedGHN as TrainedGHN
+from ghn_jax.pretrained import list_ghns as list_ghns
 from ghn_jax.pretrained import load as load
+from ghn_jax.targets import list_targets as list_targets
 from ghn_jax.targets import target as target
 from ghn_jax.tracing.batch_norm import apply_by_batch as apply_by_batch
 from ghn_jax.tracing.batch_norm import fill_running_statistics as fill_running_statistics

@@ -6,6 +6,8 @@ torchvision in training: no blocks are dropped at random (stochastic depth), and
 tenth, with the biased variance, in all families.
 """
 
+import fnmatch
+
 from flax import linen as nn
 
 from ghn_jax.runtime.errors import unknown_name
@@ -24,7 +26,7 @@ from ghn_jax.targets import (
 )
 from ghn_jax.targets.layers import mark
 
-__all__ = ["NAMES", "mark", "target"]
+__all__ = ["NAMES", "list_targets", "mark", "target"]
 
 _TARGETS = {
     **resnet.TARGETS,
@@ -42,6 +44,11 @@ _TARGETS = {
 _IMAGE_SIZES = (32, 224)
 
 NAMES: tuple[str, ...] = tuple(_TARGETS)
+
+
+def list_targets(pattern: str = "*") -> list[str]:
+    """The names of `NAMES` that match a pattern such as "resnet*"."""
+    return fnmatch.filter(NAMES, pattern)
 
 
 def target(name: str, num_classes: int = 1000, image_size: int = 224) -> nn.Module:
