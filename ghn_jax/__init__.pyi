@@ -4,6 +4,8 @@
 from ghn_jax.finetuning.loop import Finetuned as Finetuned
 from ghn_jax.finetuning.loop import finetune as finetune
 from ghn_jax.finetuning.recipe import Recipe as Recipe
+from ghn_jax.models.before_training import add_noise as add_noise
+from ghn_jax.models.before_training import orthogonalize as orthogonalize
 from ghn_jax.predict import Prediction as Prediction
 from ghn_jax.predict import Report as Report
 from ghn_jax.predict import graph_of as graph_of
