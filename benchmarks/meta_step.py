@@ -26,6 +26,7 @@ from ghn_jax.models.templates import deepnets_templates
 from ghn_jax.runtime import compilation, memory
 from ghn_jax.training import meta, prepare
 from ghn_jax.training.pmapped import replicate
+from ghn_jax.training.recipes import recipe
 
 _BATCH = 64
 
@@ -75,7 +76,7 @@ class Ours:
         lanes.share_cores()
         self._config = preset("ghn2")
         self._templates = deepnets_templates(self._config, 32)
-        optimizer = meta.make_optimizer(1e-3, weight_decay=1e-5, clip=5.0)
+        optimizer = recipe("published").make_optimizer(num_steps=1000)
         devices = jax.local_devices()[:1]
         self._ghn = meta.make_ghn_step(self._config, self._templates, optimizer, devices)
         state = meta.init_state(self._config, optimizer, jax.random.key(0))

@@ -33,6 +33,7 @@ from ghn_jax.models.templates import deepnets_templates
 from ghn_jax.pretrained import public_names
 from ghn_jax.training import meta, prepare
 from ghn_jax.training.pmapped import replicate
+from ghn_jax.training.recipes import recipe
 
 TOLERANCE = {
     "graphs": 0.0,
@@ -160,7 +161,7 @@ def training_steps(
 ) -> Iterator[tuple[float, dict[str, float], dict[str, Any]]]:
     """Takes golden training steps; yields the loss and the norm of each clipped gradient, by public name."""
     templates = deepnets_templates(config, 32)
-    optimizer = meta.make_optimizer(1e-3, weight_decay=1e-5, clip=5.0)
+    optimizer = recipe("published").make_optimizer(num_steps=1000)
     params = jax.tree.map(lambda weight: jnp.asarray(weight, dtype), golden_params(config))
     zero = jnp.zeros((), jnp.int32)
     devices = jax.local_devices()[:1]

@@ -37,7 +37,8 @@ def load_weights(workdir: pathlib.Path) -> tuple[dict[str, Any], dict[str, Any]]
             if manager.latest_step() is not None:
                 args = {"state": ocp.args.StandardRestore(), "meta": ocp.args.JsonRestore()}
                 saved = read(manager, root / kind, **args)
-                return jax.tree.map(np.asarray, saved["state"]["params"]), saved["meta"]
+                weights = saved["state"].get("average", saved["state"]["params"])
+                return jax.tree.map(np.asarray, weights), saved["meta"]
     raise ValueError(f"`ckpt` (={str(workdir)!r}) holds no whole checkpoint yet: train for longer")
 
 

@@ -67,13 +67,14 @@ class RunCheckpoints:
 def _as_dict(state: TrainState) -> dict[str, Any]:
     """The optimiser's state as a plain list of leaves: its nested types belong to optax, not to the file."""
     leaves = jax.tree.leaves(state.opt_state)
-    return {"params": state.params, "opt_state": {str(i): leaf for i, leaf in enumerate(leaves)}} | {
+    data = {"params": state.params, "opt_state": {str(i): leaf for i, leaf in enumerate(leaves)}} | {
         "step": state.step,
         "skipped": state.skipped,
     }
+    return data if state.average is None else data | {"average": state.average}
 
 
 def _from_dict(data: dict[str, Any], like: TrainState) -> TrainState:
     leaves = [data["opt_state"][str(i)] for i in range(len(data["opt_state"]))]
     opt_state = jax.tree.unflatten(jax.tree.structure(like.opt_state), leaves)
-    return TrainState(data["params"], opt_state, data["step"], data["skipped"])
+    return TrainState(data["params"], opt_state, data["step"], data["skipped"], data.get("average"))

@@ -77,17 +77,18 @@ def _train(options: TrainOptions) -> None:
     last_step = min(horizon, options.steps or horizon)
     ghn_config = config.preset(options.preset, dataset.num_classes, dataset.image_size)
     templates = deepnets_templates(ghn_config, dataset.image_size)
-    optimizer = meta.make_optimizer(
-        meta.step_schedule(options.learning_rate, horizon), options.weight_decay, options.clip
-    )
+    recipe = options.full_recipe()
+    optimizer = recipe.make_optimizer(last_step if recipe.schedule == "cosine" else horizon)
     size = (options.micro_batch_size or options.batch_size, dataset.image_size, dataset.image_size, 3)
-    ghn_step = meta.make_ghn_step(ghn_config, templates, optimizer, jax.devices())
+    ghn_step = meta.make_ghn_step(
+        ghn_config, templates, optimizer, jax.devices(), recipe.network_clip, recipe.average
+    )
     setting = executors.Setting(
         ghn_config, templates, ghn_step, size, options.label_smoothing or 0.0, options.precision
     )
     executor = executors.make_executor(options.executor, setting, options.batch_size)
     init_key, image_key, dropout_key = jax.random.split(jax.random.key(options.seed), 3)
-    state = meta.init_state(ghn_config, optimizer, init_key)
+    state = meta.init_state(ghn_config, optimizer, init_key, averaged=recipe.average is not None)
 
     # -- resume: checkpoint (options must agree), then the metrics up to it ------------------------------------
     checkpoints = RunCheckpoints(options.workdir)
@@ -118,7 +119,7 @@ def _train(options: TrainOptions) -> None:
         info = _info(options, int(single.step))
         meta_data = {"options": options.identity(), "config": dataclasses.asdict(ghn_config), "info": info}
         if options.val_archs:
-            val_top1 = _validate(ghn_config, single.params, dataset, options)
+            val_top1 = _validate(ghn_config, single.best_params, dataset, options)
             # rounding may differ between processes, which must agree on what is best
             info["val_top1"] = float(multihost_utils.broadcast_one_to_all(np.float32(val_top1)))
             metrics.write(step=int(single.step), val_top1=info["val_top1"])
@@ -198,6 +199,7 @@ def _train(options: TrainOptions) -> None:
 
 def _check_same_run(options: TrainOptions, saved: dict[str, Any]) -> None:
     now = options.identity()
+    saved = {"recipe": "published"} | saved  # before there were others
     before = {name: saved.get(name, getattr(TrainOptions, name)) for name in now}  # an option may be new
     differences = [f"--{k} was {before[k]}, is {v}" for k, v in now.items() if before[k] != v]
     if differences and not options.change_options:

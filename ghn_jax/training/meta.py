@@ -46,12 +46,19 @@ class TrainState(NamedTuple):
       opt_state: state of the optimiser.
       step: steps taken, skipped ones included.
       skipped: steps skipped in a row because the loss or the gradient was not finite.
+      average: exponential average of the weights, if the recipe keeps one.
     """
 
     params: Params
     opt_state: optax.OptState
     step: Int[Array, ""]
     skipped: Int[Array, ""]
+    average: Params | None = None
+
+    @property
+    def best_params(self) -> Params:
+        """The weights to predict with."""
+        return self.params if self.average is None else self.average
 
 
 class Metrics(NamedTuple):
@@ -104,8 +111,13 @@ def make_ghn_step(
     templates: tuple[Template, ...],
     optimizer: optax.GradientTransformation,
     devices: Sequence[Any],
+    network_clip: float | None = None,
+    average: float | None = None,
 ) -> GHNStep:
-    """Builds the pmapped functions for a GHN configuration; they compile when first used."""
+    """Builds the pmapped functions for a GHN configuration; they compile when first used.
+
+    `network_clip` and `average` are those of a `ghn_jax.training.recipes.Recipe`.
+    """
     ghn = GHN(config)
     pmap = functools.partial(pmapped, devices=devices, options=options_for("ghn"))
 
@@ -127,7 +139,8 @@ def make_ghn_step(
 
     def pull_back(params, nodes, slot, plan, flat_gradient):
         _, vjp = jax.vjp(lambda decoder, h: flat_vector(decoder, h, plan), params["decoder"], nodes[slot])
-        return Gradients(*vjp(flat_gradient))
+        gradients = Gradients(*vjp(flat_gradient))
+        return gradients if network_clip is None else _clipped(gradients, network_clip)
 
     def add(gradients, slot, own):
         decoder = jax.tree.map(jnp.add, gradients.decoder, own.decoder)
@@ -138,8 +151,13 @@ def make_ghn_step(
         (gradient,) = vjp(gradients.nodes[:, :max_nodes])
         gradient |= {"decoder": jax.tree.map(jnp.add, gradient["decoder"], gradients.decoder)}
         gradient = jax.tree.map(lambda g: jax.lax.pmean(g / len(losses), AXIS), gradient)
-        loss, top1 = jax.lax.pmean((losses.mean(), 100.0 * hits.mean()), AXIS)
-        return _apply(optimizer, state, gradient, loss, top1)
+        if network_clip is not None:  # a network that blew up is left out
+            losses = jnp.where(jnp.isfinite(losses), losses, jnp.nan)
+            loss = jnp.nanmean(jax.lax.all_gather(losses, AXIS))
+        else:
+            loss = jax.lax.pmean(losses.mean(), AXIS)
+        top1 = jax.lax.pmean(100.0 * hits.mean(), AXIS)
+        return _apply(optimizer, state, gradient, loss, top1, average)
 
     return GHNStep(
         embed=pmap(embed),
@@ -150,8 +168,15 @@ def make_ghn_step(
     )
 
 
+def _clipped(gradients: Gradients, largest: float) -> Gradients:
+    """One network's gradients, scaled down to a norm of at most `largest`; none if they are not finite."""
+    norm = optax.tree.norm(gradients)
+    scale = jnp.minimum(1.0, largest / jnp.maximum(norm, 1e-12))
+    return jax.tree.map(lambda g: jnp.where(jnp.isfinite(norm), scale * g, 0.0), gradients)
+
+
 def _apply(
-    optimizer, state: TrainState, gradient: Params, loss: Array, top1: Array
+    optimizer, state: TrainState, gradient: Params, loss: Array, top1: Array, average: float | None
 ) -> tuple[TrainState, Metrics]:
     """Updates the weights, unless loss or gradient is not finite: then the step is skipped and counted."""
     norm = optax.tree.norm(gradient)
@@ -161,8 +186,14 @@ def _apply(
     params, opt_state = jax.tree.map(
         lambda new, old: jnp.where(finite, new, old), (params, opt_state), (state.params, state.opt_state)
     )
+    averaged = None
+    if average is not None:
+        decay = jnp.minimum(
+            average, (state.step + 1) / (state.step + 10)
+        )  # the first steps are forgotten sooner
+        averaged = jax.tree.map(lambda a, p: decay * a + (1 - decay) * p, state.average, params)
     skipped = jnp.where(finite, 0, state.skipped + 1)
-    return TrainState(params, opt_state, state.step + 1, skipped), Metrics(loss, top1, norm)
+    return TrainState(params, opt_state, state.step + 1, skipped, averaged), Metrics(loss, top1, norm)
 
 
 def meta_step(
@@ -253,26 +284,14 @@ def _accuracy(logits: Float[Array, "batch label"], labels: Int[Array, " batch"])
     return (logits.argmax(-1) == labels).mean()
 
 
-def make_optimizer(
-    learning_rate: optax.ScalarOrSchedule, weight_decay: float, clip: float
-) -> optax.GradientTransformation:
-    """Adam with coupled L2 weight decay, after clipping by global norm, as published."""
-    return optax.chain(
-        optax.clip_by_global_norm(clip),
-        optax.add_decayed_weights(weight_decay),
-        optax.adam(learning_rate),
-    )
+def init_state(
+    config: GHNConfig, optimizer: optax.GradientTransformation, key: Array, averaged: bool = False
+) -> TrainState:
+    """A fresh GHN and its optimiser; not replicated.
 
-
-def step_schedule(learning_rate: float, num_steps: int) -> optax.Schedule:
-    """The learning rate, times 0.1 at two thirds and again at five sixths of the steps [1, Section 5]."""
-    return optax.piecewise_constant_schedule(
-        learning_rate, {num_steps * 2 // 3: 0.1, num_steps * 5 // 6: 0.1}
-    )
-
-
-def init_state(config: GHNConfig, optimizer: optax.GradientTransformation, key: Array) -> TrainState:
-    """A fresh GHN and its optimiser; not replicated."""
+    Args:
+      averaged: whether the recipe keeps an average of the weights.
+    """
     params = init_params(config, key)
     zero = jnp.zeros((), jnp.int32)
-    return TrainState(params, jax.jit(optimizer.init)(params), zero, zero)
+    return TrainState(params, jax.jit(optimizer.init)(params), zero, zero, params if averaged else None)

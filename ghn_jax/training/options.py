@@ -8,12 +8,13 @@ from typing import Any
 from ghn_jax.images.loading import check_name
 from ghn_jax.models.config import PRESETS
 from ghn_jax.runtime.errors import unknown_name
+from ghn_jax.training import recipes
 from ghn_jax.training.executors import EXECUTORS, PRECISIONS
 
 _DEFAULTS = {
     "cifar10": {"meta_batch_size": 8, "batch_size": 64, "epochs": 300},  # published
     "imagenet": {"meta_batch_size": 8, "batch_size": 256, "epochs": 150, "label_smoothing": 0.1},  # published
-    "digits": {"meta_batch_size": 4, "batch_size": 32, "epochs": 4, "clip": 1.0},  # minutes on two cores
+    "digits": {"meta_batch_size": 4, "batch_size": 32, "epochs": 4, "recipe": "efficient"},  # minutes
 }
 """Settings by dataset; other sets have those of imagenet."""
 
@@ -38,18 +39,21 @@ class TrainOptions:
     micro_batch_size: int | None = None
     """Images that a network runs on at a time, if not all; a divisor of the batch. Saves memory; batch norm uses the
     statistics of these images."""
+    recipe: str | None = None
+    """How it learns: published, as in the paper, or efficient, for runs of few networks [published, digits: efficient].
+    The page docs/recipes.md has what they consist of."""
     epochs: int | None = None
-    """Passes over the images; at 2/3 and 5/6 the learning rate drops tenfold [300, imagenet: 150, digits: 4]."""
+    """Passes over the images [300, imagenet: 150, digits: 4]."""
     steps: int | None = None
     """Stop after this many steps, even if the epochs are not over."""
-    learning_rate: float = 1e-3
-    """Of Adam."""
-    weight_decay: float = 1e-5
-    """L2, added to the gradient."""
+    learning_rate: float | None = None
+    """The highest one [of the recipe]."""
+    weight_decay: float | None = None
+    """Of all weights [of the recipe]."""
     label_smoothing: float | None = None
     """Share of each target spread over all classes [imagenet: 0.1, else 0]."""
     clip: float | None = None
-    """Largest global norm of the gradient [5, digits: 1, which keeps single steps from undoing a short run]."""
+    """Largest global norm of the gradient [of the recipe]."""
     seed: int = 0
     """Of weights, architectures and images."""
     workdir: pathlib.Path | None = None
@@ -91,12 +95,14 @@ class TrainOptions:
             raise unknown_name("executor", self.executor, EXECUTORS)
         if self.precision not in PRECISIONS:
             raise unknown_name("precision", self.precision, PRECISIONS)
-        defaults: dict[str, Any] = {"label_smoothing": 0.0, "clip": 5.0}
+        defaults: dict[str, Any] = {"label_smoothing": 0.0, "recipe": "published"}
         defaults |= dict(_DEFAULTS.get(self.dataset, _DEFAULTS["imagenet"]))
         defaults |= {"meta_batch_size": 1} if self.preset == "ghn1" else {}
         defaults |= {
             "workdir": pathlib.Path("runs") / re.sub(r"[^\w-]+", "_", f"{self.preset}-{self.dataset}")
         }
+        recipe = recipes.recipe(self.recipe or defaults["recipe"])
+        defaults |= {name: getattr(recipe, name) for name in ("learning_rate", "weight_decay", "clip")}
         missing = {name: value for name, value in defaults.items() if getattr(self, name) is None}
         options = dataclasses.replace(self, **missing)
         for name in (
@@ -122,9 +128,19 @@ class TrainOptions:
             if value is None or not value > 0:
                 raise ValueError(f"`{name}` (={value}) must be positive")
         for name in ("weight_decay", "val_archs", "seed", "num_workers"):
-            if getattr(options, name) < 0:
+            if not getattr(options, name) >= 0:
                 raise ValueError(f"`{name}` (={getattr(options, name)}) must not be negative")
         return options
+
+    def full_recipe(self) -> recipes.Recipe:
+        """The recipe, with what these (resolved) options say otherwise."""
+        assert self.recipe and self.learning_rate and self.weight_decay is not None and self.clip
+        return dataclasses.replace(
+            recipes.recipe(self.recipe),
+            learning_rate=self.learning_rate,
+            weight_decay=self.weight_decay,
+            clip=self.clip,
+        )
 
     def identity(self) -> dict[str, Any]:
         """What two runs must share for one to go on from the other."""
@@ -134,6 +150,7 @@ class TrainOptions:
             "meta_batch_size",
             "batch_size",
             "micro_batch_size",
+            "recipe",
             "epochs",
             "learning_rate",
             "weight_decay",

@@ -30,6 +30,7 @@ from ghn_jax.models import config
 from ghn_jax.models.templates import deepnets_templates
 from ghn_jax.training import fused as fused_training
 from ghn_jax.training import meta, pmapped, prepare
+from ghn_jax.training.recipes import recipe
 
 IMAGES = (4, 32, 32, 3)
 CELL = (
@@ -166,7 +167,7 @@ class Setting:
         self.config = config.preset("mlp")
         forms = deepnets_templates(self.config, 32)
         self.templates = tuple(form for form in forms if form.height <= 3 >= form.width)  # fewer to compile
-        optimizer = meta.make_optimizer(1e-3, 1e-5, 5.0)
+        optimizer = recipe("published").make_optimizer(num_steps=1000)
         self.ghn = meta.make_ghn_step(self.config, self.templates, optimizer, devices)
         self.state = pmapped.replicate(meta.init_state(self.config, optimizer, jax.random.key(0)), devices)
         rng = np.random.default_rng(0)

@@ -16,6 +16,7 @@ from ghn_jax.models import config
 from ghn_jax.models.templates import deepnets_templates
 from ghn_jax.runtime import compilation
 from ghn_jax.training import meta, pmapped, prepare, processes
+from ghn_jax.training.recipes import recipe
 
 CELL = (("sep_conv_3x3", 0), ("skip_connect", 1))
 NETWORKS = tuple(
@@ -35,7 +36,7 @@ def main(path: str, devices: str, coordinator: str | None = None, *who: str) -> 
         templates = deepnets_templates(preset, 32)
         networks = tuple(lower(arch) for arch in NETWORKS)
         batch = prepare.prepare(networks, preset, templates, len(everywhere), own)
-        optimizer = meta.make_optimizer(1e-3, 1e-5, 5.0)
+        optimizer = recipe("published").make_optimizer(num_steps=1000)
         ghn = meta.make_ghn_step(preset, templates, optimizer, everywhere)
         state = pmapped.replicate(meta.init_state(preset, optimizer, jax.random.key(0)), everywhere)
         rng = np.random.default_rng(0)

@@ -1,0 +1,75 @@
+"""Recipes: what they do to gradients, learning rates and weights."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from ghn_jax.training import meta
+from ghn_jax.training.meta import Gradients, TrainState
+from ghn_jax.training.options import TrainOptions
+from ghn_jax.training.recipes import RECIPES, Recipe, recipe
+
+WEIGHTS = {"w": jnp.array([1.0, -2.0])}
+
+
+def rates(chosen: Recipe, steps: int) -> np.ndarray:
+    """Learning rates, read off the updates that Adam makes of a constant gradient."""
+    optimizer = chosen.make_optimizer(steps)
+    state, seen = optimizer.init(WEIGHTS), []
+    for _ in range(steps):
+        updates, state = optimizer.update({"w": jnp.ones(2)}, state, jax.tree.map(jnp.zeros_like, WEIGHTS))
+        seen.append(-float(updates["w"][0]))
+    return np.array(seen)
+
+
+def test_published_is_adam_with_coupled_decay_and_two_drops():
+    published = recipe("published")
+    assert (published.network_clip, published.average, published.clip) == (None, None, 5.0)
+    np.testing.assert_allclose(rates(published, 12), [1e-3] * 8 + [1e-4] * 2 + [1e-5] * 2, rtol=1e-4)
+    optimizer = published.make_optimizer(10)
+    updates, _ = optimizer.update({"w": jnp.zeros(2)}, optimizer.init(WEIGHTS), WEIGHTS)
+    assert jnp.all(jnp.sign(updates["w"]) == -jnp.sign(WEIGHTS["w"])), "decay is part of the gradient"
+
+
+def test_cosine_rises_and_ends_near_nothing():
+    seen = rates(Recipe(schedule="cosine", warm_up=0.1), 100)
+    assert seen.argmax() == 10
+    assert seen[0] < 1e-4 and seen[-1] < 1e-5
+    np.testing.assert_allclose(seen.max(), 1e-3, rtol=1e-4)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_network_is_scaled_down_or_left_out(bad: float):
+    large = Gradients({"w": jnp.array([30.0, 0.0])}, jnp.array([[0.0, 40.0]]))
+    clipped = meta._clipped(large, 1.0)
+    np.testing.assert_allclose(optax.tree.norm(clipped), 1.0, rtol=1e-6)
+    small = Gradients({"w": jnp.array([0.3, 0.0])}, jnp.array([[0.0, 0.4]]))
+    np.testing.assert_array_equal(meta._clipped(small, 1.0).nodes, small.nodes)
+    broken = Gradients({"w": jnp.array([bad, 1.0])}, jnp.ones((1, 2)))
+    assert not any(jnp.any(leaf) for leaf in jax.tree.leaves(meta._clipped(broken, 1.0)))
+
+
+def test_average_follows_the_weights_and_is_what_is_used():
+    optimizer, zero = optax.sgd(1.0), jnp.zeros((), jnp.int32)
+    state = TrainState(WEIGHTS, optimizer.init(WEIGHTS), zero, zero, WEIGHTS)
+    for _ in range(200):
+        gradient = {"w": state.params["w"] - 5.0}
+        state, _ = meta._apply(optimizer, state, gradient, jnp.zeros(()), jnp.zeros(()), average=0.9)
+    np.testing.assert_allclose(state.best_params["w"], 5.0, rtol=1e-5)
+    first = TrainState(WEIGHTS, optimizer.init(WEIGHTS), zero, zero, WEIGHTS)
+    first, _ = meta._apply(optimizer, first, {"w": jnp.ones(2)}, jnp.zeros(()), jnp.zeros(()), average=0.9)
+    np.testing.assert_allclose(first.best_params["w"], 0.1 * WEIGHTS["w"] + 0.9 * (WEIGHTS["w"] - 1.0))
+
+
+def test_unknown_recipe_names_the_nearest():
+    with pytest.raises(ValueError, match=r"`recipe` \(='publshed'\) is unknown: did you mean 'published'"):
+        TrainOptions(recipe="publshed").resolve()
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_options_of_a_recipe_can_be_overridden(name: str):
+    options = TrainOptions(recipe=name, clip=2.5).resolve()
+    assert options.full_recipe().clip == 2.5
+    assert options.full_recipe().learning_rate == RECIPES[name].learning_rate
