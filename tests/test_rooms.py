@@ -17,7 +17,7 @@ FLOORS = (
     ("evaluation",),
     ("training",),
     ("finetuning",),
-    ("finetune",),
+    ("finetune", "studies"),
 )
 """From the ground up; an import leads to the same room or to a lower floor."""
 

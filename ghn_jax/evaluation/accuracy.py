@@ -68,11 +68,13 @@ def network_accuracy(
     split: str,
     max_batches: int | None = None,
     num_workers: int = 0,
+    noise: float = 0.0,
 ) -> Accuracy:
     """Accuracy of a lowered network with these parameters; other arguments as for `accuracy`."""
     program = run.without_dropout(network.program)
     weights = run.load_weights(program, flat)
-    return accuracy(lambda x: run.forward(program, weights, x), dataset, split, max_batches, num_workers)
+    logits = functools.partial(run.forward, program, weights)
+    return accuracy(logits, dataset, split, max_batches, num_workers, noise)
 
 
 def accuracy(
@@ -81,6 +83,7 @@ def accuracy(
     split: str,
     max_batches: int | None = None,
     num_workers: int = 0,
+    noise: float = 0.0,
 ) -> Accuracy:
     """Accuracy of a function from images to logits.
 
@@ -88,12 +91,17 @@ def accuracy(
       split: "val", images held out from the training set, or "test".
       max_batches: only the first so many batches of 64 images.
       num_workers: processes that decode a streamed set.
+      noise: standard deviation of Gaussian noise on the pixels, in 0..1, which stay in that range; the same noise in
+        every call.
 
-    Raises ValueError for a split of less than 64 images.
+    Raises ValueError for a split of less than 64 images, and for negative noise.
     """
+    if noise < 0:
+        raise ValueError(f"`noise` (={noise}) must not be negative")
     counts, damaged = [], []
-    for part in itertools.islice(_batches(dataset, split, num_workers), 0, max_batches):
-        predicted = logits(_normalized(part.images, dataset.mean, dataset.std))
+    for number, part in enumerate(itertools.islice(_batches(dataset, split, num_workers), 0, max_batches)):
+        images = _noisy(part.images, noise, number) if noise else part.images
+        predicted = logits(_normalized(images, dataset.mean, dataset.std))
         counts.append(_count(predicted, part.labels, part.new))
         damaged += part.damaged
     top1, top5, total = np.sum(np.asarray(counts), axis=0)
@@ -119,6 +127,13 @@ def _batches(dataset: ImageDataset | StreamedDataset, split: str, num_workers: i
         part = slice(first, first + BATCH_SIZE)
         new = np.arange(first, first + BATCH_SIZE) >= start
         yield Batch(held_out.images[part], held_out.labels[part], new, ())
+
+
+@jax.jit
+def _noisy(images, noise, number):
+    """Pixels in 0..255, no longer whole, with the noise of a batch."""
+    key = jax.random.fold_in(jax.random.key(0), number)
+    return 255 * jnp.clip(images / 255 + noise * jax.random.normal(key, images.shape), 0, 1)
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2))

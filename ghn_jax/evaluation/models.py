@@ -68,7 +68,9 @@ def evaluate_model(options: EvaluateOptions) -> None:
         export(variables, options.export, public_names=options.arch in NAMES)
     start = time.monotonic()
     split = "val" if options.split == "val" else "test"
-    tested = accuracy(_logits(model, variables), dataset, split, num_workers=options.num_workers)
+    tested = accuracy(
+        _logits(model, variables), dataset, split, num_workers=options.num_workers, noise=options.noise
+    )
     print(
         f"top-1 {tested.top1:.2f} %, top-5 {tested.top5:.2f} % on {tested.num_images} {name} images "
         f"(batch statistics of {BATCH_SIZE}), {time.monotonic() - start:.1f} s",
@@ -81,6 +83,7 @@ def evaluate_model(options: EvaluateOptions) -> None:
             "dataset": name,
             "split": options.split,
         }
+        header |= {"noise": options.noise} if options.noise else {}
         done = results.open_results(options.results, header)
         if options.arch not in done:
             results.append(

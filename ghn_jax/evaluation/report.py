@@ -64,6 +64,7 @@ def evaluate(options: EvaluateOptions) -> None:
         "seed": options.seed,
         "channels": options.channels,
     }
+    header |= {"noise": options.noise} if options.noise else {}
     done = results.open_results(path, header)
 
     templates = deepnets_templates(ghn.config, dataset.image_size)
@@ -87,7 +88,9 @@ def evaluate(options: EvaluateOptions) -> None:
             start = time.monotonic()
             flat = jax.block_until_ready(predict_flat(ghn.config, ghn.params, network, templates))
             predicted = time.monotonic()
-            accuracy = network_accuracy(network, flat, dataset, split, num_workers=options.num_workers)
+            accuracy = network_accuracy(
+                network, flat, dataset, split, num_workers=options.num_workers, noise=options.noise
+            )
             done[key] = {
                 "arch": key,
                 "parameters": network.num_parameters,
@@ -158,5 +161,6 @@ def _sampled(options: EvaluateOptions, index: int) -> Maker:
 
 def _default_path(options: EvaluateOptions, dataset: str) -> pathlib.Path:
     part = f"-C{options.channels}" if options.channels else ""
+    part += f"-noise{options.noise}" if options.noise else ""
     stem, dataset = pathlib.Path(options.ckpt).resolve().stem, re.sub(r"\W+", "_", dataset)
     return pathlib.Path("runs", "eval", f"{stem}-{dataset}-{options.split}{part}-seed{options.seed}.jsonl")
