@@ -53,12 +53,15 @@ class FolderSource:
     def held_out(self) -> Int[np.ndarray, " image"]:
         """Indices to validate with: of each class the last tenth by file name, 50,000 in all at most.
 
-        For ImageNet these are the published ones, 50 of each class [1].
+        If no class has ten images, it is every tenth image of all. For ImageNet these are the published ones, 50 of
+        each class [1].
         """
         counts = np.bincount(self._labels, minlength=len(self._classes))
         ends = np.cumsum(counts)
         most = MAX_HELD_OUT // len(self._classes)
         nums = np.minimum(counts // 10, most)
+        if not nums.any():
+            return np.arange(9, len(self), 10)
         return np.concatenate([np.arange(end - num, end) for end, num in zip(ends, nums, strict=True)])
 
     def fingerprint(self) -> str:

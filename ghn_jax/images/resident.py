@@ -4,6 +4,8 @@ A training batch is a pure function of a key, the step and the resident uint8 im
 the training step and a resumed run sees the very batches it would have seen.
 """
 
+import functools
+import hashlib
 import io
 import math
 from dataclasses import dataclass
@@ -16,6 +18,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, Int32, PRNGKeyArray, UInt8
 
+from ghn_jax.images.identity import Identity
 from ghn_jax.runtime.errors import unknown_name
 from ghn_jax.runtime.extras import extra
 
@@ -46,6 +49,7 @@ class ImageDataset:
     """A classification set and how its images are normalised and augmented.
 
     Attributes:
+      classes: their names, in the order of the labels.
       image_size: height and width, in pixels.
       mean: of the training pixels per colour, in 0..1.
       std: their standard deviation.
@@ -58,7 +62,7 @@ class ImageDataset:
     """
 
     name: str
-    num_classes: int
+    classes: tuple[str, ...]
     image_size: int
     mean: RGB
     std: RGB
@@ -68,6 +72,22 @@ class ImageDataset:
     val: ImageSplit
     test: ImageSplit
     notes: tuple[str, ...] = ()
+
+    @property
+    def num_classes(self) -> int:
+        """How many classes there are."""
+        return len(self.classes)
+
+    @functools.cached_property
+    def identity(self) -> Identity:
+        """What tells the set from others, and from itself before it changed."""
+        splits = {"train": self.train, "val": self.val, "test": self.test}
+        digest = hashlib.sha256(repr(self.classes).encode())
+        for split in splits.values():
+            digest.update(np.ascontiguousarray(split.images).data)
+            digest.update(np.ascontiguousarray(split.labels).data)
+        num_images = {name: len(split) for name, split in splits.items()}
+        return Identity(self.classes, num_images, digest.hexdigest()[:16])
 
 
 def train_batch(
@@ -181,10 +201,11 @@ def _load_cifar10(data_dir: str | None) -> ImageDataset:
     shards = Path(data_dir, "cifar10", CIFAR10_VERSION, "cifar10-*.array_record-*")
     if not list(shards.parent.glob(shards.name)):
         raise ValueError(f"`data_dir` (={data_dir!r}) lacks {shards}: {remedy}")
-    train, val = _hold_out(_read_cifar10(data_dir, "train"))
+    training, classes = _read_cifar10(data_dir, "train")
+    train, val = _hold_out(training)
     return ImageDataset(
         name="cifar10",
-        num_classes=10,
+        classes=classes,
         image_size=32,
         mean=(0.49139968, 0.48215827, 0.44653124),
         std=(0.24703233, 0.24348505, 0.26158768),
@@ -192,12 +213,12 @@ def _load_cifar10(data_dir: str | None) -> ImageDataset:
         pad=4,
         train=train,
         val=val,
-        test=_read_cifar10(data_dir, "test"),
+        test=_read_cifar10(data_dir, "test")[0],
     )
 
 
-def _read_cifar10(data_dir: str, split: str) -> ImageSplit:
-    """One TFDS split, in the order of the original files."""
+def _read_cifar10(data_dir: str, split: str) -> tuple[ImageSplit, tuple[str, ...]]:
+    """One TFDS split, in the order of the original files; and the names of the classes."""
     with extra("train"):
         import tensorflow_datasets as tfds  # slow to import, and other data sets do without
         from PIL import Image
@@ -210,7 +231,8 @@ def _read_cifar10(data_dir: str, split: str) -> ImageSplit:
     # TFDS stores examples shuffled; their ids number them in the order of the original files.
     examples = sorted(source.__getitems__(range(len(source))), key=lambda example: example["id"])
     images = [np.asarray(Image.open(io.BytesIO(example["image"]))) for example in examples]
-    return ImageSplit(np.stack(images), np.array([example["label"] for example in examples], np.int32))
+    labels = np.array([example["label"] for example in examples], np.int32)
+    return ImageSplit(np.stack(images), labels), tuple(source.dataset_info.features["label"].names)
 
 
 def _load_digits() -> ImageDataset:
@@ -227,7 +249,7 @@ def _load_digits() -> ImageDataset:
     mean, std = float(train.images.mean() / 255), float(train.images.std() / 255)
     return ImageDataset(
         name="digits",
-        num_classes=10,
+        classes=tuple("0123456789"),
         image_size=32,
         mean=(mean, mean, mean),
         std=(std, std, std),

@@ -13,6 +13,7 @@ from typing import Literal
 
 from ghn_jax.images.examples import Found, Source
 from ghn_jax.images.folders import open_folder
+from ghn_jax.images.identity import Identity
 from ghn_jax.images.splits import three_splits
 from ghn_jax.images.tfds_directories import open_tfds
 from ghn_jax.runtime.extras import extra
@@ -40,6 +41,7 @@ class StreamedDataset:
 
     Attributes:
       name: as given to `open_dataset`.
+      classes: their names, in the order of the labels.
       image_size: height and width of the images that networks see, in pixels.
       mean: of the pixels per colour, in 0..1; the published constants.
       std: their standard deviation.
@@ -49,11 +51,12 @@ class StreamedDataset:
       train: training images.
       val: held out from the training images, unless the set has three splits.
       test: images never trained on; ImageNet's official validation images, since its test labels are secret.
+      fingerprint: see `Identity`.
       notes: what a person should know of how the set was read.
     """
 
     name: str
-    num_classes: int
+    classes: tuple[str, ...]
     image_size: int
     mean: RGB
     std: RGB
@@ -62,7 +65,19 @@ class StreamedDataset:
     train: Source
     val: Source
     test: Source
+    fingerprint: str
     notes: tuple[str, ...] = ()
+
+    @property
+    def num_classes(self) -> int:
+        """How many classes there are."""
+        return len(self.classes)
+
+    @property
+    def identity(self) -> Identity:
+        """What tells the set from others, and from itself before it changed."""
+        num_images = {"train": len(self.train), "val": len(self.val), "test": len(self.test)}
+        return Identity(self.classes, num_images, self.fingerprint)
 
 
 def open_dataset(
@@ -105,7 +120,7 @@ def open_dataset(
     characters = shows_characters(found)
     return StreamedDataset(
         name=name,
-        num_classes=len(found.classes),
+        classes=found.classes,
         image_size=image_size,
         mean=mean,
         std=std,
@@ -114,6 +129,7 @@ def open_dataset(
         train=train,
         val=val,
         test=test,
+        fingerprint=found.fingerprint,
         notes=(*found.notes, *([_NOT_MIRRORED] if characters else [])),
     )
 

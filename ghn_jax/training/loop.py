@@ -47,9 +47,7 @@ def train(options: TrainOptions) -> None:
 
 
 def _train(options: TrainOptions) -> None:
-    assert (
-        options.workdir and options.meta_batch_size and options.batch_size and options.epochs and options.clip
-    )
+    assert options.meta_batch_size
     compilation.use_persistent_cache(options.compilation_cache)
     counter = compilation.CompilationCounter()
     counter.register()
@@ -63,15 +61,11 @@ def _train(options: TrainOptions) -> None:
 
     # -- data and model --------------------------------------------------------------------------------------
     dataset = load(options.dataset, options.data_dir)
-    if options.batch_size > len(dataset.train):
-        raise ValueError(
-            f"`batch_size` (={options.batch_size}) exceeds the {len(dataset.train)} training images"
-        )
-    if options.val_archs and len(dataset.val) < BATCH_SIZE:
-        raise ValueError(
-            f"`val_archs` (={options.val_archs}) need {BATCH_SIZE} held-out images, and {options.dataset} has "
-            f"{len(dataset.val)}: use --val_archs=0"
-        )
+    unvalidated = options.val_archs is None and len(dataset.val) < BATCH_SIZE
+    options = options.fitted(len(dataset.train), len(dataset.val))
+    assert (
+        options.workdir and options.meta_batch_size and options.batch_size and options.epochs and options.clip
+    )
     steps_per_epoch = len(dataset.train) // options.batch_size
     horizon = options.epochs * steps_per_epoch
     last_step = min(horizon, options.steps or horizon)
@@ -141,6 +135,10 @@ def _train(options: TrainOptions) -> None:
     )
     for note in dataset.notes:
         say(f"note: {note}")
+    if unvalidated:
+        say(
+            f"note: checkpoints are not validated, which takes {BATCH_SIZE} held-out images of {len(dataset.val)}"
+        )
     clock = Clock(first_step, last_step)
     freed_memory = memory.FreedMemory()
     with (
@@ -226,4 +224,4 @@ def _validate(
         flat = predict_flat(ghn_config, params, network, templates)
         return network_accuracy(network, flat, dataset, "val", _VAL_BATCHES, options.num_workers).top1
 
-    return float(np.mean(list(lanes.run_in_lanes(top1, options.val_archs))))
+    return float(np.mean(list(lanes.run_in_lanes(top1, options.val_archs or 0))))

@@ -5,6 +5,7 @@ import pathlib
 import re
 from typing import Any
 
+from ghn_jax.evaluation.accuracy import BATCH_SIZE
 from ghn_jax.images.loading import check_name
 from ghn_jax.models.config import PRESETS
 from ghn_jax.runtime.errors import unknown_name
@@ -14,9 +15,16 @@ from ghn_jax.training.executors import EXECUTORS, PRECISIONS
 _DEFAULTS = {
     "cifar10": {"meta_batch_size": 8, "batch_size": 64, "epochs": 300},  # published
     "imagenet": {"meta_batch_size": 8, "batch_size": 256, "epochs": 150, "label_smoothing": 0.1},  # published
+    "": {"meta_batch_size": 8, "epochs": 150, "label_smoothing": 0.1},  # as for imagenet
     "digits": {"meta_batch_size": 4, "batch_size": 32, "epochs": 4, "recipe": "efficient"},  # minutes
 }
-"""Settings by dataset; other sets have those of imagenet."""
+"""Settings by dataset; "" are those of all others."""
+
+_MAX_BATCH_SIZE = 256
+_STEPS_PER_EPOCH = 10
+"""Without a batch size of its own, a set has the largest power of two that leaves as many steps an epoch."""
+
+_VAL_ARCHS = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +43,8 @@ class TrainOptions:
     meta_batch_size: int | None = None
     """Architectures per step [8, digits: 4, ghn1: 1]."""
     batch_size: int | None = None
-    """Images per step; every architecture of the step sees the same ones [cifar10: 64, imagenet: 256, digits: 32]."""
+    """Images per step; every architecture of the step sees the same ones [cifar10: 64, imagenet: 256, digits: 32;
+    others: 256, or less to have ten steps an epoch]."""
     micro_batch_size: int | None = None
     """Images that a network runs on at a time, if not all; a divisor of the batch. Saves memory; batch norm uses the
     statistics of these images."""
@@ -68,8 +77,9 @@ class TrainOptions:
     """Steps between two progress lines; metrics.jsonl has every step."""
     checkpoint_every: int = 100
     """Steps between two checkpoints."""
-    val_archs: int = 4
-    """Architectures of the split val that judge each checkpoint, to keep the best; 0 keeps the latest alone."""
+    val_archs: int | None = None
+    """Architectures of the split val that judge each checkpoint, to keep the best; 0 keeps the latest alone [4;
+    sets with too few images: 0]."""
     max_skipped: int = 10
     """Give up after this many steps in a row with a loss or gradient that is not finite."""
     change_options: bool = False
@@ -96,7 +106,7 @@ class TrainOptions:
         if self.precision not in PRECISIONS:
             raise unknown_name("precision", self.precision, PRECISIONS)
         defaults: dict[str, Any] = {"label_smoothing": 0.0, "recipe": "published"}
-        defaults |= dict(_DEFAULTS.get(self.dataset, _DEFAULTS["imagenet"]))
+        defaults |= dict(_DEFAULTS.get(self.dataset, _DEFAULTS[""]))
         defaults |= {"meta_batch_size": 1} if self.preset == "ghn1" else {}
         defaults |= {
             "workdir": pathlib.Path("runs") / re.sub(r"[^\w-]+", "_", f"{self.preset}-{self.dataset}")
@@ -118,18 +128,16 @@ class TrainOptions:
             value = getattr(options, name)
             if value is not None and value < 1:
                 raise ValueError(f"`{name}` (={value}) must be at least 1")
-        if options.micro_batch_size and options.batch_size and options.batch_size % options.micro_batch_size:
-            raise ValueError(
-                f"`micro_batch_size` (={options.micro_batch_size}) must divide the batch size, {options.batch_size}"
-            )
+        options._check_micro_batch()
         if not 0.0 <= (options.label_smoothing or 0.0) < 1.0:
             raise ValueError(f"`label_smoothing` (={options.label_smoothing}) must be in 0..1, below 1")
         for name, value in (("learning_rate", options.learning_rate), ("clip", options.clip)):
             if value is None or not value > 0:
                 raise ValueError(f"`{name}` (={value}) must be positive")
         for name in ("weight_decay", "val_archs", "seed", "num_workers"):
-            if not getattr(options, name) >= 0:
-                raise ValueError(f"`{name}` (={getattr(options, name)}) must not be negative")
+            value = getattr(options, name)
+            if value is not None and not value >= 0:
+                raise ValueError(f"`{name}` (={value}) must not be negative")
         return options
 
     def full_recipe(self) -> recipes.Recipe:
@@ -141,6 +149,34 @@ class TrainOptions:
             weight_decay=self.weight_decay,
             clip=self.clip,
         )
+
+    def fitted(self, num_train: int, num_val: int) -> "TrainOptions":
+        """Fills in the defaults that depend on the numbers of images, of options from `resolve`.
+
+        Raises ValueError for a batch larger than the training set or not a multiple of a micro-batch, and for more
+        architectures to validate than held-out images allow.
+        """
+        largest = max(1, min(_MAX_BATCH_SIZE, num_train // _STEPS_PER_EPOCH))
+        batch_size = self.batch_size or 1 << largest.bit_length() - 1
+        if batch_size > num_train:
+            raise ValueError(f"`batch_size` (={batch_size}) exceeds the {num_train} training images")
+        val_archs = self.val_archs
+        if val_archs is None:
+            val_archs = _VAL_ARCHS if num_val >= BATCH_SIZE else 0
+        if val_archs and num_val < BATCH_SIZE:
+            raise ValueError(
+                f"`val_archs` (={val_archs}) need {BATCH_SIZE} held-out images, and {self.dataset} has {num_val}: "
+                "use --val_archs=0"
+            )
+        options = dataclasses.replace(self, batch_size=batch_size, val_archs=val_archs)
+        options._check_micro_batch()
+        return options
+
+    def _check_micro_batch(self) -> None:
+        if self.micro_batch_size and self.batch_size and self.batch_size % self.micro_batch_size:
+            raise ValueError(
+                f"`micro_batch_size` (={self.micro_batch_size}) must divide the batch size, {self.batch_size}"
+            )
 
     def identity(self) -> dict[str, Any]:
         """What two runs must share for one to go on from the other."""

@@ -67,6 +67,8 @@ def test_prepared_cifar10_reads_back_bit_exact(tmp_path, monkeypatch, capfd):
     np.testing.assert_array_equal(dataset.test.images, expected["test"].images)
     np.testing.assert_array_equal(dataset.test.labels, expected["test"].labels)
     assert len(dataset.val.labels) == 2
+    assert dataset.classes == images.CLASSES and dataset.num_classes == 10
+    assert dataset.identity.num_images == {"train": 18, "val": 2, "test": 4}
     assert dataset.test.images.dtype == np.uint8
     assert dataset.test.labels.dtype == np.int32
     files = sorted(path.name for path in (tmp_path / "tfds/cifar10/3.0.2").iterdir())
@@ -169,6 +171,7 @@ def test_digits():
     assert digits.train.images.shape == (1294, 32, 32, 3)
     assert digits.train.images.max() == 255
     assert not digits.flip
+    assert digits.classes == tuple("0123456789") and digits.identity.fingerprint == "24e38c0f9e29fa2f"
     # The shuffle is fixed for good: results on this set are compared between runs.
     assert digits.train.labels[:8].tolist() == [6, 6, 6, 2, 5, 6, 6, 2]
     assert digits.test.labels[:8].tolist() == [0, 8, 8, 9, 8, 3, 7, 5]

@@ -1,5 +1,6 @@
 """Opening streamed image sets, and what is wrong with them."""
 
+import json
 import sys
 from collections import Counter
 from pathlib import Path
@@ -150,6 +151,40 @@ def test_folder_is_read_as_torchvision_does(tmp_path):
     files, directories = dataset.notes
     assert files.startswith("2 files are passed over") and "photo.heic" in files and "stray.jpg" in files
     assert directories == "directories beside train are not used: extra"
+
+
+def test_what_changed_in_a_folder_is_told(tmp_path):
+    write_folder(tmp_path, {"train": {"ant": 30, "bee": 12}, "val": {"ant": 2, "bee": 2}})
+    name = f"folder:{tmp_path}"
+    before = json.loads(json.dumps(open_dataset(name).identity.to_dict()))
+    assert before["classes"] == ["ant", "bee"] and before["num_images"] == {"train": 38, "val": 4, "test": 4}
+    assert open_dataset(name).identity.changes(before) == []
+    (tmp_path / "train/ant/004.jpg").rename(tmp_path / "train/ant/040.jpg")
+    assert open_dataset(name).identity.changes(before) == ["images were replaced or renamed"]
+    (tmp_path / "val/ant/000.jpg").unlink()
+    assert open_dataset(name).identity.changes(before) == ["test had 4 images, has 3"]
+    for split in ("train", "val"):
+        (tmp_path / split / "ant").rename(tmp_path / split / "wasp")
+    changes = open_dataset(name).identity.changes(before)
+    assert changes[:2] == ["classes are gone: ant", "classes are new: wasp"]
+    write_folder(tmp_path, {"train": {"cat": 10}})
+    assert open_dataset(name).identity.changes(before)[0] == "it had 2 classes, has 3"
+
+
+def test_what_changed_in_a_tfds_directory_is_told(tmp_path):
+    splits = {"train": numbered(20), "test": numbered(5)}
+    identities = []
+    for number, images in enumerate((splits, splits, splits | {"train": numbered(20, i3=jpeg(50))})):
+        write_tfds(tmp_path / str(number), images, 20, "set/1.0.0")
+        identities.append(open_dataset("tfds:set", tmp_path / str(number)).identity)
+    assert identities[0] == identities[1]
+    assert identities[2].changes(identities[0].to_dict()) == ["images were replaced or renamed"]
+
+
+def test_every_tenth_image_is_held_out_of_small_classes(tmp_path):
+    write_folder(tmp_path, {"train": {"ant": 9, "bee": 9, "cat": 9}, "val": {"ant": 1}})
+    dataset = open_dataset(f"folder:{tmp_path}")
+    assert (len(dataset.train), labels(dataset.val)) == (25, [1, 2])
 
 
 def test_renamed_directory_is_the_data_set_it_was(tmp_path):
