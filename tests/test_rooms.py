@@ -15,7 +15,7 @@ FLOORS = (
     ("pretrained",),
     ("predict",),
     ("evaluation",),
-    ("training",),
+    ("training", "plots"),
     ("finetuning",),
     ("finetune", "studies"),
 )

@@ -21,9 +21,10 @@ def extra(name: str) -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] in ("", "ghn_jax"):
+        library = (error.name or "").partition(".")[0]
+        if library in ("", "ghn_jax"):
             raise  # a mistake in this package, not a library that is missing
         raise MissingExtra(
-            f"`{error.name}` is not installed: pip install 'ghn-jax[{name}]', or, in a clone, '.[{name}]'",
-            name=error.name,
+            f"`{library}` is not installed: pip install 'ghn-jax[{name}]', or, in a clone, '.[{name}]'",
+            name=library,
         ) from None

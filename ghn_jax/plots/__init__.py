@@ -1,0 +1,1 @@
+"""Drawings of runs and evaluations, with the extra `plots`."""

@@ -1,0 +1,48 @@
+"""Draws a training run, and the evaluations of its weights: `python -m ghn_jax.plots runs/ghn2-digits`."""
+
+import dataclasses
+import pathlib
+from typing import Annotated, Literal
+
+from ghn_jax.runtime import commands
+from ghn_jax.runtime.extras import extra
+
+with commands.errors_as_lines(), extra("plots"):
+    import tyro
+
+    from ghn_jax.plots.figures import evaluation_figure, training_figure
+
+
+@dataclasses.dataclass(frozen=True)
+class PlotOptions:
+    """Draws the loss and accuracy of a training run, and its evaluations by split.
+
+    Writes training.FORMAT and, if the run was evaluated, evaluation.FORMAT.
+    """
+
+    run: Annotated[pathlib.Path, tyro.conf.Positional]
+    """The work directory of a training run."""
+    results: tuple[pathlib.Path, ...] = ()
+    """Files of evaluations [those of the run in the directory eval beside it]."""
+    output: pathlib.Path | None = None
+    """Directory to write to [that of the run]."""
+    format: Literal["png", "svg", "pdf"] = "png"
+    """Kind of the files."""
+
+
+def plot(options: PlotOptions) -> None:
+    """Writes the figures and prints their paths. Raises ValueError if there is nothing to draw."""
+    output = options.output or options.run
+    evaluations = options.results or sorted((options.run.parent / "eval").glob(f"{options.run.name}-*.jsonl"))
+    figures = {"training": training_figure(options.run / "metrics.jsonl")}
+    if evaluations:
+        figures["evaluation"] = evaluation_figure(evaluations)
+    output.mkdir(parents=True, exist_ok=True)
+    for name, figure in figures.items():
+        path = output / f"{name}.{options.format}"
+        figure.savefig(path, dpi=150)
+        print(path)
+
+
+if __name__ == "__main__":
+    commands.run(PlotOptions, plot)

@@ -1,0 +1,111 @@
+"""Figures of a training run and of evaluations, from the JSON lines that these write."""
+
+import json
+import math
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from ghn_jax.evaluation.accuracy import summarize
+from ghn_jax.runtime.extras import extra
+
+with extra("plots"):
+    from matplotlib.axes import Axes  # pyright: ignore[reportMissingImports]
+    from matplotlib.figure import Figure  # pyright: ignore[reportMissingImports]
+
+Series = tuple[Float[np.ndarray, " step"], Float[np.ndarray, " step"]]
+"""Steps, and a value at each."""
+
+_COLUMNS = 3
+"""Histograms side by side."""
+
+
+def training_figure(metrics: pathlib.Path) -> Figure:
+    """Loss and top-1 accuracy by step, with their running medians, and the accuracy of each validation."""
+    records = _records(metrics, "run")
+    figure = Figure(figsize=(11, 4), layout="constrained")
+    losses, accuracies = figure.subplots(1, 2)
+    _draw_steps(losses, series(records, "loss"), "loss")
+    _draw_steps(accuracies, series(records, "top1"), "top-1 accuracy on training images, %")
+    steps, validated = series(records, "val_top1")
+    if len(steps):
+        accuracies.plot(steps, validated, "o-", color="tab:red", label="validation, unseen architectures")
+        accuracies.legend()
+    figure.suptitle(metrics.parent.name)
+    return figure
+
+
+def evaluation_figure(files: Sequence[pathlib.Path]) -> Figure:
+    """A histogram of the top-1 accuracies of each evaluation, with their mean and the best architecture."""
+    rows = math.ceil(len(files) / _COLUMNS)
+    columns = min(len(files), _COLUMNS)
+    figure = Figure(figsize=(4 * columns, 3.2 * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False, sharex=True).ravel()
+    for file, axis in zip(files, axes, strict=False):
+        header, *networks = _records(file, "results")
+        _draw_histogram(axis, header, networks)
+    for axis in axes[len(files) :]:
+        axis.set_visible(False)
+    figure.supxlabel("top-1 accuracy, %")
+    figure.supylabel("architectures")
+    return figure
+
+
+def series(records: Sequence[dict[str, Any]], name: str) -> Series:
+    """The steps that have a finite value called `name`, and these values."""
+    found = [(r["step"], r[name]) for r in records if name in r and math.isfinite(r[name])]
+    steps, values = np.array(found, float).reshape(-1, 2).T
+    return steps, values
+
+
+def running_median(values: Float[np.ndarray, " step"], window: int) -> Float[np.ndarray, " step"]:
+    """The median of the last `window` values at each step, of fewer at the first ones."""
+    return np.array([np.median(values[max(0, i + 1 - window) : i + 1]) for i in range(len(values))])
+
+
+def _draw_steps(axis: Axes, drawn: Series, label: str) -> None:
+    steps, values = drawn
+    window = max(1, len(values) // 20)
+    axis.plot(steps, values, color="tab:blue", alpha=0.25, linewidth=0.8)
+    axis.plot(steps, running_median(values, window), color="tab:blue", label=f"median of {window} steps")
+    axis.set(xlabel="step", ylabel=label)
+    if len(values):
+        low, high = np.percentile(values, [0, 98])  # a few steps may be far off
+        margin = 0.05 * (high - low) or 0.5
+        axis.set_ylim(low - margin, high + 3 * margin)
+    axis.legend()
+
+
+def _draw_histogram(axis: Axes, header: dict[str, Any], networks: Sequence[dict[str, Any]]) -> None:
+    title = f"{header['split']}, {header['dataset']}"
+    if not networks:
+        axis.set_title(f"{title}: nothing evaluated yet")
+        return
+    accuracies = [network["top1"] for network in networks]
+    summary = summarize(accuracies, [network["arch"] for network in networks])
+    axis.hist(accuracies, bins="auto" if len(accuracies) > 1 else 1, color="tab:blue", alpha=0.6)
+    axis.axvline(
+        summary.mean, color="black", label=f"mean {summary.mean:.1f} ± {summary.standard_error:.1f} %"
+    )
+    axis.axvline(
+        summary.best,
+        color="tab:red",
+        linestyle=":",
+        label=f"best {summary.best:.1f} % at {summary.best_index}",
+    )
+    axis.set_title(f"{title}: {len(accuracies)} architectures")
+    axis.legend(fontsize="small")
+
+
+def _records(path: pathlib.Path, argument: str) -> list[dict[str, Any]]:
+    """The whole lines of a JSON lines file; ValueError if there are none."""
+    try:
+        records = [json.loads(line) for line in path.read_text().split("\n")[:-1]]
+    except (OSError, ValueError) as error:
+        raise ValueError(f"`{argument}` (={str(path)!r}) cannot be read: {error}") from error
+    if not records:
+        raise ValueError(f"`{argument}` (={str(path)!r}) is empty: wait for the first step")
+    return records
