@@ -10,9 +10,11 @@ docs/recipes.md says what each of its parts buys, and what else was tried.
 import dataclasses
 from typing import Literal
 
-import optax
-
 from ghn_jax.runtime.errors import unknown_name
+from ghn_jax.runtime.extras import extra
+
+with extra("train"):
+    import optax
 
 
 @dataclasses.dataclass(frozen=True)
