@@ -20,7 +20,7 @@ def rates(chosen: Recipe, steps: int) -> np.ndarray:
     state, seen = optimizer.init(WEIGHTS), []
     for _ in range(steps):
         updates, state = optimizer.update({"w": jnp.ones(2)}, state, jax.tree.map(jnp.zeros_like, WEIGHTS))
-        seen.append(-float(updates["w"][0]))
+        seen.append(-float(jax.tree.leaves(updates)[0][0]))
     return np.array(seen)
 
 
@@ -30,7 +30,7 @@ def test_published_is_adam_with_coupled_decay_and_two_drops():
     np.testing.assert_allclose(rates(published, 12), [1e-3] * 8 + [1e-4] * 2 + [1e-5] * 2, rtol=1e-4)
     optimizer = published.make_optimizer(10)
     updates, _ = optimizer.update({"w": jnp.zeros(2)}, optimizer.init(WEIGHTS), WEIGHTS)
-    assert jnp.all(jnp.sign(updates["w"]) == -jnp.sign(WEIGHTS["w"])), "decay is part of the gradient"
+    assert jnp.all(jnp.sign(jax.tree.leaves(updates)[0]) == -jnp.sign(WEIGHTS["w"])), "decay is part of the gradient"
 
 
 def test_cosine_rises_and_ends_near_nothing():
