@@ -74,15 +74,13 @@ def _train(options: TrainOptions) -> None:
     recipe = options.full_recipe()
     optimizer = recipe.make_optimizer(last_step if recipe.schedule == "cosine" else horizon)
     size = (options.micro_batch_size or options.batch_size, dataset.image_size, dataset.image_size, 3)
-    ghn_step = meta.make_ghn_step(
-        ghn_config, templates, optimizer, jax.devices(), recipe.network_clip, recipe.average
-    )
+    ghn_step = meta.make_ghn_step(ghn_config, templates, optimizer, jax.devices(), recipe)
     setting = executors.Setting(
         ghn_config, templates, ghn_step, size, options.label_smoothing or 0.0, options.precision
     )
     executor = executors.make_executor(options.executor, setting, options.batch_size)
     init_key, image_key, dropout_key = jax.random.split(jax.random.key(options.seed), 3)
-    state = meta.init_state(ghn_config, optimizer, init_key, averaged=recipe.average is not None)
+    state = meta.init_state(ghn_config, optimizer, init_key, recipe)
 
     # -- resume: checkpoint (options must agree), then the metrics up to it ------------------------------------
     checkpoints = RunCheckpoints(options.workdir)

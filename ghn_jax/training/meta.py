@@ -24,10 +24,12 @@ from ghn_jax.executor.lanes import run_in_lanes
 from ghn_jax.executor.program import Lowered
 from ghn_jax.models.config import GHNConfig
 from ghn_jax.models.ghn import GHN, init_params
+from ghn_jax.models.near_identity import near_identity
 from ghn_jax.models.templates import Template
 from ghn_jax.runtime.extras import extra
 from ghn_jax.training.pmapped import AXIS, pmapped
 from ghn_jax.training.prepare import PreparedBatch
+from ghn_jax.training.recipes import PUBLISHED, Recipe
 
 with extra("train"):
     import optax
@@ -111,12 +113,11 @@ def make_ghn_step(
     templates: tuple[Template, ...],
     optimizer: optax.GradientTransformation,
     devices: Sequence[Any],
-    network_clip: float | None = None,
-    average: float | None = None,
+    recipe: Recipe = PUBLISHED,
 ) -> GHNStep:
     """Builds the pmapped functions for a GHN configuration; they compile when first used.
 
-    `network_clip` and `average` are those of a `ghn_jax.training.recipes.Recipe`.
+    The optimiser is the recipe's, from `Recipe.make_optimizer`.
     """
     ghn = GHN(config)
     pmap = functools.partial(pmapped, devices=devices, options=options_for("ghn"))
@@ -140,7 +141,7 @@ def make_ghn_step(
     def pull_back(params, nodes, slot, plan, flat_gradient):
         _, vjp = jax.vjp(lambda decoder, h: flat_vector(decoder, h, plan), params["decoder"], nodes[slot])
         gradients = Gradients(*vjp(flat_gradient))
-        return gradients if network_clip is None else _clipped(gradients, network_clip)
+        return gradients if recipe.network_clip is None else _clipped(gradients, recipe.network_clip)
 
     def add(gradients, slot, own):
         decoder = jax.tree.map(jnp.add, gradients.decoder, own.decoder)
@@ -151,13 +152,13 @@ def make_ghn_step(
         (gradient,) = vjp(gradients.nodes[:, :max_nodes])
         gradient |= {"decoder": jax.tree.map(jnp.add, gradient["decoder"], gradients.decoder)}
         gradient = jax.tree.map(lambda g: jax.lax.pmean(g / len(losses), AXIS), gradient)
-        if network_clip is not None:  # a network that blew up is left out
+        if recipe.network_clip is not None:  # a network that blew up is left out
             losses = jnp.where(jnp.isfinite(losses), losses, jnp.nan)
             loss = jnp.nanmean(jax.lax.all_gather(losses, AXIS))
         else:
             loss = jax.lax.pmean(losses.mean(), AXIS)
         top1 = jax.lax.pmean(100.0 * hits.mean(), AXIS)
-        return _apply(optimizer, state, gradient, loss, top1, average)
+        return _apply(optimizer, state, gradient, loss, top1, recipe.average)
 
     return GHNStep(
         embed=pmap(embed),
@@ -285,13 +286,12 @@ def _accuracy(logits: Float[Array, "batch label"], labels: Int[Array, " batch"])
 
 
 def init_state(
-    config: GHNConfig, optimizer: optax.GradientTransformation, key: Array, averaged: bool = False
+    config: GHNConfig, optimizer: optax.GradientTransformation, key: Array, recipe: Recipe = PUBLISHED
 ) -> TrainState:
-    """A fresh GHN and its optimiser; not replicated.
-
-    Args:
-      averaged: whether the recipe keeps an average of the weights.
-    """
+    """A fresh GHN and its optimiser, as the recipe says; not replicated."""
     params = init_params(config, key)
+    if recipe.start == "near_identity":
+        params = near_identity(params)
     zero = jnp.zeros((), jnp.int32)
-    return TrainState(params, jax.jit(optimizer.init)(params), zero, zero, params if averaged else None)
+    average = None if recipe.average is None else params
+    return TrainState(params, jax.jit(optimizer.init)(params), zero, zero, average)

@@ -30,6 +30,8 @@ class Recipe:
       clip: largest global norm of the gradient of a step.
       network_clip: largest norm of the gradient of one network of the meta-batch, and networks whose gradient is not
         finite are left out of the step; None takes all as they are.
+      start: how weights start: as the configuration says, or so that layers of predicted networks pass their channels
+        on (`ghn_jax.models.near_identity`).
       average: decay of the exponential average of the GHN's weights, which is then what is validated and used; None
         uses the weights themselves.
     """
@@ -41,6 +43,7 @@ class Recipe:
     weight_decay: float = 1e-5
     clip: float = 5.0
     network_clip: float | None = None
+    start: Literal["default", "near_identity"] = "default"
     average: float | None = None
 
     def make_optimizer(self, num_steps: int) -> optax.GradientTransformation:
@@ -61,9 +64,13 @@ class Recipe:
         return optax.piecewise_constant_schedule(self.learning_rate, drops)
 
 
+PUBLISHED = Recipe()
+
 RECIPES = {
-    "published": Recipe(),
-    "efficient": Recipe(schedule="cosine", warm_up=0.05, network_clip=1.0, average=0.98),
+    "published": PUBLISHED,
+    "efficient": Recipe(
+        schedule="cosine", warm_up=0.05, network_clip=1.0, start="near_identity", average=0.98
+    ),
 }
 
 

@@ -1,11 +1,15 @@
 """Recipes: what they do to gradients, learning rates and weights."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
+from ghn_jax.models.config import preset
+from ghn_jax.models.decoder import decode_positions
 from ghn_jax.training import meta
 from ghn_jax.training.meta import Gradients, TrainState
 from ghn_jax.training.options import TrainOptions
@@ -17,10 +21,11 @@ WEIGHTS = {"w": jnp.array([1.0, -2.0])}
 def rates(chosen: Recipe, steps: int) -> np.ndarray:
     """Learning rates, read off the updates that Adam makes of a constant gradient."""
     optimizer = chosen.make_optimizer(steps)
+    update: Any = jax.jit(optimizer.update)
     state, seen = optimizer.init(WEIGHTS), []
     for _ in range(steps):
-        updates, state = optimizer.update({"w": jnp.ones(2)}, state, jax.tree.map(jnp.zeros_like, WEIGHTS))
-        seen.append(-float(jax.tree.leaves(updates)[0][0]))
+        updates, state = update({"w": jnp.ones(2)}, state, jax.tree.map(jnp.zeros_like, WEIGHTS))
+        seen.append(-float(updates["w"][0]))
     return np.array(seen)
 
 
@@ -29,8 +34,9 @@ def test_published_is_adam_with_coupled_decay_and_two_drops():
     assert (published.network_clip, published.average, published.clip) == (None, None, 5.0)
     np.testing.assert_allclose(rates(published, 12), [1e-3] * 8 + [1e-4] * 2 + [1e-5] * 2, rtol=1e-4)
     optimizer = published.make_optimizer(10)
-    updates, _ = optimizer.update({"w": jnp.zeros(2)}, optimizer.init(WEIGHTS), WEIGHTS)
-    assert jnp.all(jnp.sign(jax.tree.leaves(updates)[0]) == -jnp.sign(WEIGHTS["w"])), "decay is part of the gradient"
+    update: Any = optimizer.update
+    updates, _ = update({"w": jnp.zeros(2)}, optimizer.init(WEIGHTS), WEIGHTS)
+    assert jnp.all(jnp.sign(updates["w"]) == -jnp.sign(WEIGHTS["w"])), "decay is part of the gradient"
 
 
 def test_cosine_rises_and_ends_near_nothing():
@@ -73,3 +79,23 @@ def test_options_of_a_recipe_can_be_overridden(name: str):
     options = TrainOptions(recipe=name, clip=2.5).resolve()
     assert options.full_recipe().clip == 2.5
     assert options.full_recipe().learning_rate == RECIPES[name].learning_rate
+
+
+def test_near_identity_passes_channels_on():
+    """What an untrained GHN decodes for a 1x1 convolution is nearly the identity, but for its first channels."""
+    config = preset("ghn2")
+    optimizer = RECIPES["efficient"].make_optimizer(10)
+    state = meta.init_state(config, optimizer, jax.random.key(0), RECIPES["efficient"])
+    nodes = jax.random.normal(jax.random.key(1), (3, config.hidden))
+    kernels = decode_positions(state.params["decoder"], nodes, jnp.zeros(3, int), jnp.ones(3))
+    diagonal = jnp.diagonal(kernels, axis1=1, axis2=2)[:, 4:]
+    others = (kernels - 2.0 * jnp.eye(config.channels))[:, 4:]
+    assert diagonal.min() > 1.5
+    assert jnp.abs(others).mean() < 0.1
+    published = meta.init_state(config, optimizer, jax.random.key(0)).params
+    changed = jax.tree.map(lambda a, b: bool(jnp.any(a != b)), state.params, published)
+    assert {name for name, differs in changed["decoder"].items() if differs} == {
+        "decoder.conv.2.bias",
+        "decoder.conv.2.weight",
+        "decoder_1d.fc.2.bias",
+    }
