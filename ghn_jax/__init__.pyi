@@ -17,8 +17,8 @@ from ghn_jax.targets import list_targets as list_targets
 from ghn_jax.targets import target as target
 from ghn_jax.tracing.batch_norm import apply_by_batch as apply_by_batch
 from ghn_jax.tracing.batch_norm import fill_running_statistics as fill_running_statistics
+from ghn_jax.tracing.errors import UnsupportedModel as UnsupportedModel
 from ghn_jax.tracing.models import Function as Function
-from ghn_jax.tracing.walk import UnsupportedModel as UnsupportedModel
 
 __version__: str
 __all__: list[str]

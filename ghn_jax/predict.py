@@ -16,7 +16,7 @@ import pathlib
 import time
 import warnings
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -29,8 +29,10 @@ from ghn_jax.models.config import GHNConfig
 from ghn_jax.models.ghn import GHN, encode
 from ghn_jax.pretrained import TrainedGHN
 from ghn_jax.tracing.builder import Extracted
+from ghn_jax.tracing.errors import UnsupportedModel
+from ghn_jax.tracing.evaluation import default_settings
 from ghn_jax.tracing.models import Traced, trace
-from ghn_jax.tracing.walk import UnsupportedModel
+from ghn_jax.tracing.walk import Walked
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +43,7 @@ class Report:
       parameters: number of predicted parameters.
       tensors: number of predicted tensors.
       unassigned: why each other tensor keeps its own initialisation, by name.
+      output: which of the model's outputs are the logits, a leaf of what it returns; None for a headless model.
       graph: the computational graph.
       node_embeddings: what the GHN knows of each node.
       seconds: spent on each part: 'trace', 'graph', 'predict' (embed and decode), 'assemble'.
@@ -49,6 +52,7 @@ class Report:
     parameters: int
     tensors: int
     unassigned: Mapping[str, str]
+    output: int | None
     graph: Graph
     node_embeddings: Float[np.ndarray, "node c"]
     seconds: Mapping[str, float]
@@ -80,6 +84,8 @@ def predict_parameters(
     seed: int = 0,
     strict: bool = False,
     predict_class_layers: bool = True,
+    headless: bool = False,
+    logits: str | None = None,
 ) -> Prediction:
     """Predicts the parameters of a classifier: a Flax Linen or NNX module, or a `ghn_jax.Function`.
 
@@ -90,13 +96,23 @@ def predict_parameters(
       ghn: a loaded GHN, the path of one, or the name of a bundled one.
       seed: of the model's own initialisation, which parameters keep that a GHN cannot predict.
       strict: whether such parameters are an error.
-      predict_class_layers: False leaves the classification layer as initialised, for fine-tuning on other classes.
+      predict_class_layers: False leaves the classification layers as initialised, for fine-tuning on other classes.
+      headless: for a model without classification layer, of outputs of any shape: all of its layers are predicted.
+      logits: name of the output that are the logits, where there are several outputs and none is called so.
 
     Raises ValueError: UnsupportedModel if the graph of the model cannot be found, or `strict` and some parameter
     cannot be predicted; and if the GHN is for another number of classes.
     """
-    with _no_garbage_collection():
-        return _predict(model, sample_input, ghn, seed, strict, predict_class_layers)
+    heads = Heads("none" if headless else "predict" if predict_class_layers else "keep", logits)
+    with _no_garbage_collection(), default_settings():
+        return _predict(model, sample_input, ghn, seed, strict, heads)
+
+
+class Heads(NamedTuple):
+    """What to do with the classification layers, and which output they make."""
+
+    what: Literal["predict", "keep", "none"]
+    logits: str | None
 
 
 @contextlib.contextmanager
@@ -117,16 +133,16 @@ def _predict(
     ghn: TrainedGHN | str | pathlib.Path | None,
     seed: int,
     strict: bool,
-    predict_class_layers: bool,
+    heads: Heads,
 ) -> Prediction:
     start = time.perf_counter()
     loaded = ghn if isinstance(ghn, TrainedGHN) else pretrained.load(ghn or pretrained.DEFAULT)
-    traced = trace(model, sample_input, seed)
+    traced = trace(model, sample_input, seed, logits=heads.logits, headless=heads.what == "none")
     traced_at = time.perf_counter()
-    extracted = traced.extract()
-    extracted = _settle_class_layer(extracted, loaded.config, predict_class_layers)
+    walked = traced.walk()
+    extracted = _settle_class_layers(walked, loaded.config, heads.what)
     _note_unassigned(extracted, traced, strict)
-    graph = encode(_as_trained(extracted, loaded.config, predict_class_layers), loaded.config)
+    graph = encode(_as_trained(extracted, loaded.config, heads.what), loaded.config)
     graph_at = time.perf_counter()
     nodes = _embed(loaded, graph)
     decoded = assembly.decode(loaded.config, loaded.params["decoder"], nodes, extracted)
@@ -144,8 +160,9 @@ def _predict(
     end = time.perf_counter()
     report = Report(
         parameters=sum(int(np.prod(owned.shape)) for owned in extracted.owned),
-        tensors=len(extracted.owned),
+        tensors=len({owned.leaf for owned in extracted.owned}),
         unassigned={leaf.name(traced.names): why for leaf, why in extracted.unassigned.items()},
+        output=walked.output,
         graph=extracted.graph,
         node_embeddings=np.asarray(nodes)[: extracted.graph.num_nodes],
         seconds={
@@ -160,7 +177,7 @@ def _predict(
 
 def graph_of(model: Any, sample_input: Any) -> Graph:
     """The computational graph of a model; arguments and errors as in `predict_parameters`."""
-    return trace(model, sample_input).extract().graph
+    return trace(model, sample_input).walk().extracted.graph
 
 
 def _embed(ghn: TrainedGHN, graph: Any) -> Float[Array, "node c"]:
@@ -173,30 +190,36 @@ def _embed_jitted(config, max_nodes, params, graphs):
     return GHN(config).apply({"params": params}, graphs, max_nodes, method=GHN.embed)[0]
 
 
-def _settle_class_layer(extracted: Extracted, config: GHNConfig, predict: bool) -> Extracted:
-    """Checks that the GHN predicts as many classes as the model has, or leaves its last layer out."""
-    if not extracted.class_nodes:
+def _settle_class_layers(walked: Walked, config: GHNConfig, what: str) -> Extracted:
+    """Checks that the GHN predicts as many classes as the model has, or leaves its last layers out."""
+    extracted = walked.extracted
+    if what == "none":
         return extracted
-    weight = extracted.class_nodes[0]
-    shape, name = extracted.graph.shapes[weight], extracted.graph.names[weight]
-    assert shape
-    if not predict:
+    if what == "keep":
+        if not extracted.class_nodes:
+            raise UnsupportedModel(
+                "`predict_class_layers` (=False) needs a classification layer, and none is found before the output: "
+                "leave it out, or give headless=True"
+            )
         kept = tuple(o for o in extracted.owned if o.node not in extracted.class_nodes)
         reason = "is of the classification layer"
         left = {o.leaf: reason for o in extracted.owned if o.node in extracted.class_nodes}
         return extracted._replace(owned=kept, unassigned={**extracted.unassigned, **left})
-    if shape[0] != config.num_classes:
+    if walked.labels != config.num_classes:
+        names = [extracted.graph.names[node] for node in extracted.class_nodes]
+        layer = f"last layer ({names[0]})" if names else "output"
         raise ValueError(
-            f"`ghn` predicts {config.num_classes} classes and the model's last layer ({name}) has {shape[0]}: use a "
-            f"GHN for {shape[0]} classes, a model with {config.num_classes}, or predict_class_layers=False"
+            f"`ghn` predicts {config.num_classes} classes and the model's {layer} has {walked.labels}: use a "
+            f"GHN for {walked.labels} classes, a model with {config.num_classes}, predict_class_layers=False to leave "
+            "that layer out, or headless=True for a model without classification layer"
         )
     return extracted
 
 
-def _as_trained(extracted: Extracted, config: GHNConfig, predict_class_layers: bool) -> Graph:
+def _as_trained(extracted: Extracted, config: GHNConfig, what: str) -> Graph:
     """The graph that the GHN reads: a classification layer that is not predicted looks like that of its own dataset."""
     graph = extracted.graph
-    if predict_class_layers:
+    if what != "keep":
         return graph
     shapes = list(graph.shapes)
     for node in extracted.class_nodes:

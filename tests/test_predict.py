@@ -277,7 +277,6 @@ SQUARE = {"w": jax.ShapeDtypeStruct((10, 10), jnp.float32)}
         (nn.Sequential([lambda x: x.mean((1, 2))]), IMAGES, "has no parameters"),
         (nn.Dense(10), IMAGES, r"a classifier returns \(batch, label\)"),
         (ghn_jax.Function(looping, SQUARE), IMAGES, "'w' is used in a while loop"),
-        (ghn_jax.Function(slicing, ABSTRACT), IMAGES, "'w' reaches a convolution or linear layer in slices"),
         (ghn_jax.Function(lambda p, x: x[:, 0, 0] * float(p["w"][0, 0]), SQUARE), IMAGES, "cannot be traced"),
         (ghn_jax.Function(lambda p, x: p["w"][:2], SQUARE), IMAGES, "does not depend on its input"),
     ],

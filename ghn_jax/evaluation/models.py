@@ -3,6 +3,7 @@
 import pathlib
 import time
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -10,10 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
 from flax import nnx
-from flax.traverse_util import flatten_dict
 
 from ghn_jax import pretrained
-from ghn_jax.deepnets.networks import from_params
+from ghn_jax.deepnets.networks import from_batch_stats, from_params
 from ghn_jax.evaluation import results
 from ghn_jax.evaluation.accuracy import BATCH_SIZE, Logits, accuracy
 from ghn_jax.evaluation.options import EvaluateOptions
@@ -26,6 +26,7 @@ from ghn_jax.runtime.extras import extra
 from ghn_jax.targets import NAMES, target
 from ghn_jax.targets.importing import import_model
 from ghn_jax.tracing.batch_norm import apply_by_batch
+from ghn_jax.tracing.outputs import leaf_name
 
 
 def is_model(arch: str) -> bool:
@@ -69,7 +70,11 @@ def evaluate_model(options: EvaluateOptions) -> None:
     start = time.monotonic()
     split = "val" if options.split == "val" else "test"
     tested = accuracy(
-        _logits(model, variables), dataset, split, num_workers=options.num_workers, noise=options.noise
+        _logits(model, variables, report.output or 0),
+        dataset,
+        split,
+        num_workers=options.num_workers,
+        noise=options.noise,
     )
     print(
         f"top-1 {tested.top1:.2f} %, top-5 {tested.top5:.2f} % on {tested.num_images} {name} images "
@@ -103,12 +108,14 @@ def export(variables: Any, path: pathlib.Path, public_names: bool) -> None:
 
     Args:
       variables: what `predict_parameters` returned.
-      path: FILE.safetensors, or a new directory for an Orbax checkpoint of all variables.
-      public_names: whether a .safetensors file has PyTorch's names and layouts, for models of `ghn_jax.targets`;
-        else it has the model's own.
+      path: FILE.safetensors for the parameters, or a new directory for an Orbax checkpoint of all variables.
+      public_names: whether a .safetensors file has PyTorch's names and layouts, and running statistics, which its
+        loading asks for, for models of `ghn_jax.targets`; else it has the model's own.
     """
     if isinstance(variables, nnx.Module):
-        variables = {"params": nnx.to_pure_dict(nnx.state(variables, nnx.Param))}
+        state = nnx.to_pure_dict(nnx.state(variables, nnx.BatchStat))
+        params = nnx.to_pure_dict(nnx.state(variables, nnx.Param))
+        variables = {"params": params, **({"batch_stats": state} if state else {})}
     if path.suffix != ".safetensors":
         with extra("train"):
             import orbax.checkpoint as ocp  # takes a second to import
@@ -116,11 +123,13 @@ def export(variables: Any, path: pathlib.Path, public_names: bool) -> None:
         with ocp.StandardCheckpointer() as checkpointer:
             checkpointer.save(path.absolute(), variables)
         return
-    params = variables.get("params", variables)
+    has_params = isinstance(variables, Mapping) and "params" in variables
+    params = variables["params"] if has_params else variables
     if public_names:
-        tensors = {name: np.ascontiguousarray(tensor) for name, tensor in from_params(params).items()}
+        tensors = {**from_params(params), **from_batch_stats(variables.get("batch_stats", {}))}
     else:
-        tensors = {".".join(map(str, key)): np.asarray(value) for key, value in flatten_dict(params).items()}
+        tensors = {leaf_name(key): value for key, value in jax.tree.leaves_with_path(params)}
+    tensors = {name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}
     safetensors.numpy.save_file(tensors, path)
 
 
@@ -131,17 +140,17 @@ def _model(arch: str, dataset: ImageDataset | StreamedDataset) -> Any:
     return import_model(arch)
 
 
-def _logits(model: Any, variables: Any) -> Logits:
-    """The function from images to logits, batch norm by the statistics of the images."""
+def _logits(model: Any, variables: Any, output: int) -> Logits:
+    """The function from images to logits, a leaf of the model's outputs; batch norm by the statistics of the images."""
     if isinstance(variables, nnx.Module):
         definition, variables = nnx.split(variables)
 
-        def output(variables: Any, x: jax.Array) -> Any:
+        def outputs(variables: Any, x: jax.Array) -> Any:
             return apply_by_batch(None, nnx.merge(definition, variables), x)
     else:
 
-        def output(variables: Any, x: jax.Array) -> Any:
+        def outputs(variables: Any, x: jax.Array) -> Any:
             return apply_by_batch(model, variables, x)
 
-    logits = jax.jit(lambda variables, x: jax.tree.leaves(output(variables, x))[0])
+    logits = jax.jit(lambda variables, x: jax.tree.leaves(outputs(variables, x))[output])
     return lambda x: logits(variables, x)

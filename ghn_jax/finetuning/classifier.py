@@ -60,8 +60,8 @@ def classifier(model: Any, sample_input: jax.ShapeDtypeStruct) -> Classifier:
         return _linen(model, sample_input)
     if isinstance(model, nnx.Module):
         return _nnx(model)
-    if isinstance(model, tuple) and len(model) == 2 and callable(model[0]):
-        return _function(Function(*model))
+    if isinstance(model, Function):
+        return _function(model)
     raise UnsupportedModel(
         f"`model` (a {type(model).__name__}) is no Flax module: wrap it as ghn_jax.Function(apply, params)"
     )
@@ -117,15 +117,20 @@ def _nnx(model: nnx.Module) -> Classifier:
 
 
 def _function(model: Function) -> Classifier:
-    def evaluate(params: Tree, _: Tree, images: Array) -> Logits:
-        return _logits(model.apply(params, images))
+    has_state = model.state is not None
+
+    def evaluate(params: Tree, state: Tree, images: Array) -> Logits:
+        return _logits(model.apply(params, *((state,) if has_state else ()), images))
+
+    def join(params: Tree, state: Tree) -> Any:
+        return {"params": params, "state": state} if has_state else params
 
     return Classifier(
         lambda params, state, images, _: (evaluate(params, state, images), state),
         evaluate,
-        lambda _: model.params,
-        lambda params: (params, {}),
-        lambda params, _: params,
+        lambda _: join(model.params, model.state),
+        lambda variables: (variables["params"], variables["state"]) if has_state else (variables, {}),
+        join,
     )
 
 

@@ -22,6 +22,7 @@ from ghn_jax.models.config import GHNConfig
 from ghn_jax.models.templates import fan_in_scale
 from ghn_jax.models.windows import WINDOWS
 from ghn_jax.tracing.builder import Extracted, Owned
+from ghn_jax.tracing.views import invert, positions
 
 _ALIGNMENT = 64
 
@@ -122,26 +123,36 @@ def assemble(
         np.copyto(tensors[index], np.asarray(value))
     for owned in extracted.owned:
         target = tensors[owned.leaf.index][(*owned.leaf.place, ...)]
-        if owned.view is None:
-            target[...] = np.resize(_vector(decoded, extracted, owned), target.shape)
-            continue
-        kernel = target
-        for step in owned.view:
+        part = target
+        for step in owned.view or ():
             if step.kind == "drop":
-                class_rows = kernel[: step.argument[0]]
+                class_rows = part[: step.argument[0]]
                 class_rows[...] = rng.normal(0.0, _CLASS_ROW_STD, class_rows.shape)
-            kernel = step(kernel)
-        public = kernel.reshape(*owned.shape, *(1,) * (4 - len(owned.shape)))
-        if np.may_share_memory(public, target):
-            _fill(public, _source(decoded, extracted, owned), config)
+            part = step(part)
+        if np.may_share_memory(part, target):
+            _write(part, decoded, extracted, owned, config)
         else:  # no view of the tensor has this order
-            _fill(public, _source(decoded, extracted, owned), config)
-            target[...] = _undo(public.reshape(owned.shape), owned, target.shape)
+            order = positions(owned.view or (), target.shape)
+            written = np.empty(order.shape, target.dtype)
+            _write(written, decoded, extracted, owned, config)
+            flat = target.reshape(-1)
+            flat[order] = written
+            target[...] = flat.reshape(target.shape)
     return tensors
 
 
+def _write(part: np.ndarray, decoded: Decoded, extracted: Extracted, owned: Owned, config: GHNConfig) -> None:
+    """Writes what a node decodes into a tensor, such that its layer sees it."""
+    if len(owned.shape) == 1:
+        part[...] = invert(owned.function, np.resize(_vector(decoded, extracted, owned), part.shape))
+        return
+    _fill(part.reshape(*owned.shape, *(1,) * (4 - part.ndim)), _source(decoded, extracted, owned), config)
+    if owned.function:
+        part[...] = invert(owned.function, part)
+
+
 def is_class(extracted: Extracted, owned: Owned) -> bool:
-    """Whether the classification head decodes a tensor: that of the last layer, if nothing follows it.
+    """Whether the classification head decodes a tensor: that of a last layer, if nothing but a sum follows it.
 
     The published code tells classification layers by being last; so SqueezeNet's, before a pool, counts as any other.
     """
@@ -251,25 +262,6 @@ def _fill(public: np.ndarray, source: Float[np.ndarray, "position i o"], config:
     for start in range(0, inputs, step):
         part = tensor[:, :, start : start + step]
         part[...] = wide[:, :, : part.shape[2]]
-
-
-def _undo(public: np.ndarray, owned: Owned, shape: Shape) -> np.ndarray:
-    """A tensor in its model's layout, given its published form."""
-    assert owned.view is not None
-    shapes = [shape]
-    for step in owned.view:
-        shapes.append(step(np.broadcast_to(np.float32(0), shapes[-1])).shape)
-    for step, before in zip(reversed(owned.view), reversed(shapes[:-1]), strict=True):
-        match step.kind:
-            case "reshape":
-                public = public.reshape(before)
-            case "transpose":
-                public = public.transpose(np.argsort(step.argument))
-            case "rev":
-                public = np.flip(public, step.argument)
-            case "drop":
-                public = np.concatenate([np.zeros((*step.argument, *before[1:]), public.dtype), public])
-    return public
 
 
 def _allocate(leaves: Iterable[jax.ShapeDtypeStruct]) -> list[np.ndarray]:

@@ -4,15 +4,20 @@ A normalisation opens where a map is divided by its deviation, or multiplied wit
 that may follow belong to the same node.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 
 from jax.extend import core
 
-from ghn_jax.graphs.graph import Shape
 from ghn_jax.tracing.builder import GraphBuilder
-from ghn_jax.tracing.contraction import settled, shape_of
-from ghn_jax.tracing.values import Activation, Constant, Leaf, Norm, Step, Value, View, Weight
+from ghn_jax.tracing.contraction import settled
+from ghn_jax.tracing.statics import shape_of
+from ghn_jax.tracing.values import Activation, Constant, Leaf, Norm, Value, Weight
+from ghn_jax.tracing.vectors import add_bias, take
+from ghn_jax.tracing.views import View
+
+
+class StatisticInTree(ValueError):
+    """A parameter, its argument, is used as a running variance."""
 
 
 def arithmetic(builder: GraphBuilder, equation: core.JaxprEqn, operands: Sequence[Value]) -> Value:
@@ -22,115 +27,87 @@ def arithmetic(builder: GraphBuilder, equation: core.JaxprEqn, operands: Sequenc
     if isinstance(a, Activation) and isinstance(b, Activation):
         return _two_maps(builder, name, a, b)
     x, other = (a, b) if isinstance(a, Activation) else (b, a)
-    assert isinstance(x, Activation)
-    factor = name in ("mul", "div")
+    assert isinstance(x, Activation) and not isinstance(other, Activation)
+    builder.met.update(other.statistics.axes)
+    if name in ("mul", "div"):
+        if _is_deviation(name, other, divides=other is b):
+            return _by_running_deviation(builder, x, other)
+        rooted = other.rooted if isinstance(other, Weight) and x.level == 0 else ()
+        for leaf in rooted:
+            if builder.shape(leaf):
+                raise StatisticInTree(leaf)
+    elif x.level == 0:
+        x = _centred(x, other)
     if isinstance(other, Constant):
-        if factor and other.rooted and other.state:
-            return _open_norm(builder, settled(builder, x), "bn", {})
-        return x._replace(features=None)
-    assert isinstance(other, Weight)
-    if factor and other.rooted:
-        return _open_norm(builder, settled(builder, x), "bn", other.views)
+        return x._replace(experts=None)
     if x.level > 0:  # a statistic
-        return x._replace(folded={**x.folded, **other.views}, rooted=x.rooted or other.rooted)
-    if factor:
-        return _scale(builder, x, other)
-    return _bias(builder, x, other, equation, place=0 if other is a else 1)
+        return x._replace(folded={**x.folded, **other.views}, rooted=x.rooted or bool(other.rooted))
+    if name in ("mul", "div"):
+        return scaled(builder, x, other)
+    return add_bias(builder, x, other, shape_of(equation.invars[0 if other is a else 1]))
 
 
-def _scale(builder: GraphBuilder, x: Activation, weight: Weight) -> Value:
-    if x.norm and _take(builder, x.norm, weight.views, "scale"):
+def scaled(builder: GraphBuilder, x: Activation, weight: Weight) -> Activation:
+    """A map times a parameter: the scale of the norm before, if there is one."""
+    if x.norm and take(builder, x.norm, weight, "scale"):
         return _normalized(x.norm)
-    builder.leave(weight.views, "is an elementwise scale")
-    return x._replace(features=None, norm=None)
+    builder.leave(weight.views, "is an elementwise scale of a map, which has no node")
+    return settled(builder, x).further()
 
 
-def _bias(builder: GraphBuilder, x: Activation, weight: Weight, equation: core.JaxprEqn, place: int) -> Value:
-    if x.norm and _take(builder, x.norm, weight.views, "bias"):
-        return _normalized(x.norm)._replace(norm=None)
-    if x.scores and not x.softmax:
-        builder.leave(weight.views, "is a bias of attention scores")
-        return x
-    new = [leaf for leaf in weight.views if not builder.is_owned(leaf)] or list(weight.views)
-    if len(new) > 1:
-        builder.leave(new, "is added together with other parameters")
-        return x._replace(features=None, norm=None)
-    (leaf,) = new
-    shape = shape_of(equation.invars[place])
-    if len(weight.axes) <= 1 or (x.features is not None and weight.axes <= x.features):
-        size = (math.prod(shape[axis] for axis in weight.axes),)
-        node = builder.node("bias", x.sources, size)
-        builder.own(leaf, node, "bias", size)
-        return Activation(frozenset([node]))
-    form = _position_form(shape, weight.axes, weight.views[leaf])
-    if form is None:
-        builder.leave(new, "is a positional encoding, but of no square map")
-        return x._replace(features=None, norm=None)
-    public, view = form
-    position = builder.node("pos_enc", (), public)
-    builder.own(leaf, position, "weight", public, view)
-    return Activation(frozenset([builder.node("sum", x.sources | {position})]))
+# -- batch norm by running statistics -----------------------------------------------------------------------------
 
 
-_CLASS_TOKENS = 2
-"""Tokens without a place that may come before the others: for the class, and to be distilled."""
-
-
-def _position_form(shape: Shape, axes: frozenset[int], view: View | None) -> tuple[Shape, View] | None:
-    """Shape (1, C, H, W) of a positional encoding (..., H, W, C) or (..., H W, C), and the view that leads there.
-
-    Of (..., 1 + H W, C), as with a class token, the first row is left out.
-    """
-    sizes = [shape[axis] for axis in sorted(axes)]
-    if view is None or len(sizes) not in (2, 3):
-        return None
-    before: View = ()
-    if len(sizes) == 2:
-        side = math.isqrt(sizes[0])
-        extra = sizes[0] - side * side
-        if extra > _CLASS_TOKENS:
-            return None
-        if extra:
-            before = (Step("reshape", tuple(sizes)), Step("drop", (extra,)))
-        sizes = [side, side, sizes[1]]
-    height, width, channels = sizes
-    public = (1, channels, height, width)
-    steps = (
-        *before,
-        Step("reshape", (height, width, channels)),
-        Step("transpose", (2, 0, 1)),
-        Step("reshape", public),
+def _is_deviation(name: str, other: Constant | Weight, divides: bool) -> bool:
+    """Whether a map is divided by a root of state, or multiplied with the inverse."""
+    statistics = other.statistics
+    return bool(statistics.roots) and (
+        not statistics.inverse if name == "div" and divides else name == "mul" and statistics.inverse
     )
-    return public, (*view, *steps)
+
+
+def _by_running_deviation(builder: GraphBuilder, x: Activation, other: Constant | Weight) -> Activation:
+    norm = Norm("bn", settled(builder, x).sources, x.features, mean=x.centre, offset=other.statistics.offset)
+    if len(other.statistics.roots) == 1:
+        (norm.variance,) = other.statistics.roots
+    builder.norms.append(norm)
+    if isinstance(other, Weight):
+        take(builder, norm, other, "scale")
+    return _normalized(norm)
+
+
+def _centred(x: Activation, other: Constant | Weight) -> Activation:
+    """A map to which state is added, or from which it is subtracted: perhaps a running mean."""
+    leaves = set(other.statistics.axes)
+    if x.norm is not None and x.norm.mean is None and x.norm.variance in leaves:
+        others = leaves - {x.norm.variance}
+        if len(others) == 1:
+            (x.norm.mean,) = others
+        return x
+    if x.norm is None and len(leaves) == 1 and not other.statistics.roots and isinstance(other, Constant):
+        return x._replace(centre=next(iter(leaves)))
+    return x
+
+
+# -- norms ----------------------------------------------------------------------------------------------------------
 
 
 def _open_norm(
     builder: GraphBuilder, x: Activation, primitive: str, leaves: Mapping[Leaf, View | None]
 ) -> Activation:
     """The map `x` divided by its standard deviation, and multiplied with a scale if there are `leaves`."""
-    norm = Norm(primitive, x.sources)
+    norm = Norm(primitive, x.sources, x.features)
     if leaves:
-        _take(builder, norm, leaves, "scale")
+        take(builder, norm, Weight(leaves, frozenset()), "scale")
     return _normalized(norm)
 
 
 def _normalized(norm: Norm) -> Activation:
-    return Activation(frozenset([norm.node]) if norm.node is not None else norm.sources, norm=norm)
+    sources = frozenset([norm.node]) if norm.node is not None else norm.sources
+    return Activation(sources, norm=norm, features=norm.features)
 
 
-def _take(builder: GraphBuilder, norm: Norm, leaves: Mapping[Leaf, View | None], role: str) -> bool:
-    """Makes a parameter the scale or bias of a normalisation; False if it cannot be."""
-    others = [leaf for leaf in leaves if leaf not in (norm.scale, norm.bias)]
-    if role == "bias" and not others:  # only minus mean times scale
-        return True
-    if len(others) != 1 or getattr(norm, role) is not None:
-        return False
-    (leaf,) = others
-    setattr(norm, role, leaf)
-    if norm.node is None:
-        norm.node = builder.node(norm.primitive, norm.sources)
-    builder.own_vector(leaf, norm.node, "weight" if role == "scale" else "bias")
-    return True
+# -- two maps -------------------------------------------------------------------------------------------------------
 
 
 def _two_maps(builder: GraphBuilder, name: str, a: Activation, b: Activation) -> Activation:
@@ -143,15 +120,17 @@ def _two_maps(builder: GraphBuilder, name: str, a: Activation, b: Activation) ->
         return _two_statistics(a, b)
     a, b = settled(builder, a), settled(builder, b)
     sources = a.sources | b.sources
+    features = a.features if a.features == b.features else a.features or b.features
     if name in ("add", "add_any") and len(sources) > 1 and a.sources != b.sources:
-        return Activation(frozenset([builder.node("sum", sources)]))
+        return Activation(frozenset([builder.node("sum", sources)]), features=features)
     if name == "mul" and len(sources) > 1:
         pool = builder.pool_before(b.sources, a.sources) or builder.pool_before(a.sources, b.sources)
         if pool is not None:  # squeeze-excitation, whose inner mean is no node
             builder.contract(pool)
-            return Activation(frozenset([builder.node("cse", sources)]))
+            return Activation(frozenset([builder.node("cse", sources)]), features=features)
     return Activation(
         sources,
+        features=features,
         exponential=a.exponential or b.exponential,
         softmax=a.softmax or b.softmax,
         scores=a.scores or b.scores,
@@ -174,19 +153,17 @@ def _with_statistic(builder: GraphBuilder, name: str, x: Activation, statistic: 
         primitive = "bn" if statistic.over_batch else "ln"
         return _open_norm(builder, settled(builder, x), primitive, statistic.folded)
     if name in ("add", "sub", "add_any") and x.norm is not None:  # minus the mean, times scale, plus bias
-        if statistic.folded and _take(builder, x.norm, statistic.folded, "bias"):
+        if statistic.folded and take(builder, x.norm, Weight(statistic.folded, frozenset()), "bias"):
             return _normalized(x.norm)._replace(norm=None)
         return x
     if name == "div" and x.exponential and statistic.exponential:
-        return x._replace(exponential=False, softmax=True, features=None, norm=None)
-    return x._replace(features=None, norm=None)
+        return x.further(exponential=False, softmax=True)
+    return x.further()
 
 
 def _two_statistics(a: Activation, b: Activation) -> Activation:
-    return a._replace(
+    return a.further(
         sources=a.sources | b.sources,
-        features=None,
-        norm=None,
         folded={**a.folded, **b.folded},
         over_batch=a.over_batch or b.over_batch,
         rooted=a.rooted or b.rooted,

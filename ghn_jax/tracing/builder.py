@@ -5,26 +5,30 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from ghn_jax.graphs.graph import PRIMITIVES, Graph, Shape
-from ghn_jax.tracing.values import Leaf, Pool, Step, View
+from ghn_jax.tracing.heads import Heads, find_heads
+from ghn_jax.tracing.values import Leaf, Norm, Pool
+from ghn_jax.tracing.views import View, is_cut, positions
 
 Role = Literal["weight", "bias"]
 
 _PRIMITIVE = {name: index for index, name in enumerate(PRIMITIVES)}
-_WEIGHTED = frozenset(_PRIMITIVE[name] for name in ("conv", "sep_conv", "dil_conv"))
 
 
 class Owned(NamedTuple):
-    """A parameter that a node owns.
+    """A parameter, or a part of one, that a node owns.
 
     Attributes:
       leaf: the parameter.
       node: the node.
       role: 'weight', or 'bias' for the bias of a norm layer or of a convolution or linear layer.
       shape: in PyTorch's layout, as in Graph.shapes.
-      view: rearranges the leaf into that shape; None for vectors, whose order is the leaf's own.
+      view: rearranges the leaf, or the part of it, into that shape; None for vectors, whose order is the leaf's own.
+      function: functions of single elements between the leaf and the layer, to be inverted.
     """
 
     leaf: Leaf
@@ -32,6 +36,7 @@ class Owned(NamedTuple):
     role: Role
     shape: Shape
     view: View | None
+    function: View = ()
 
 
 class Extracted(NamedTuple):
@@ -41,8 +46,8 @@ class Extracted(NamedTuple):
       graph: the graph; a node is named by the parameter that it owns.
       owned: the parameters that nodes own.
       unassigned: why each other parameter has no node.
-      class_nodes: nodes of the classification weight and bias; empty if the outputs come from several layers.
-      ends_in_class: whether nothing follows the classification layer.
+      class_nodes: nodes of the classification weights and biases; empty if there are none.
+      ends_in_class: whether nothing but their sum follows the classification layers.
     """
 
     graph: Graph
@@ -62,30 +67,42 @@ class _Node:
 class GraphBuilder:
     """Nodes so far, in topological order; node 0 is the input."""
 
-    def __init__(self, names: Sequence[str], shapes: Sequence[Shape]) -> None:
-        """Takes the name and shape of each leaf of the tree of parameters."""
-        self._names, self._shapes = names, shapes
+    def __init__(self, names: Sequence[str], leaves: Sequence[jax.ShapeDtypeStruct]) -> None:
+        """Takes the name, shape and dtype of each leaf of the tree of parameters."""
+        self._names, self._leaves = names, leaves
         self._nodes = [_Node(_PRIMITIVE["input"], None, frozenset())]
-        self._owned: dict[Leaf, Owned] = {}
+        self._claims: dict[Leaf, list[Owned]] = {}
         self._unassigned: dict[Leaf, str] = {}
         self._contracted: set[int] = set()
+        self.norms: list[Norm] = []
+        self.met: set[Leaf] = set()
 
     def node(self, primitive: str, sources: Iterable[int], shape: Shape | None = None) -> int:
         """Adds a node."""
         self._nodes.append(_Node(_PRIMITIVE[primitive], shape, frozenset(sources)))
         return len(self._nodes) - 1
 
-    def own(
-        self, leaf: Leaf, node: int, role: Role, shape: Shape, view: Sequence[Step] | None = None
-    ) -> None:
-        """Gives a parameter to a node, unless another node has it (weights may be shared)."""
-        self._owned.setdefault(leaf, Owned(leaf, node, role, shape, None if view is None else tuple(view)))
+    def own(self, owned: Owned) -> None:
+        """Gives a parameter to a node, unless an earlier node that reaches the output has it (weights may be shared).
 
-    def own_vector(self, leaf: Leaf, node: int, role: Role) -> None:
-        """Gives the scale or bias of a norm layer to its node, as `own` does."""
-        size = (math.prod(self._shapes[leaf.index][len(leaf.place) :]),)
-        self._nodes[node].shape = size
-        self.own(leaf, node, role, size)
+        Only what a node decodes can be given to it: real numbers, as many as the node has.
+        """
+        dtype = self._leaves[owned.leaf.index].dtype
+        if not jnp.issubdtype(dtype, jnp.floating):
+            kind = "complex numbers" if jnp.issubdtype(dtype, jnp.complexfloating) else f"{dtype} numbers"
+            self.leave([owned.leaf], f"has {kind}, and real ones are predicted")
+        elif owned.view is None and math.prod(self.shape(owned.leaf)) != math.prod(owned.shape):
+            self.leave([owned.leaf], f"is not of the size {owned.shape} of the layer that uses it")
+        else:
+            self._claims.setdefault(owned.leaf, []).append(owned)
+
+    def resize(self, node: int, shape: Shape) -> None:
+        """Sets the shape of a node's parameter."""
+        self._nodes[node].shape = shape
+
+    def shape(self, leaf: Leaf) -> Shape:
+        """The parameter's shape."""
+        return tuple(self._leaves[leaf.index].shape[len(leaf.place) :])
 
     def name(self, leaf: Leaf) -> str:
         """The parameter's name, with its place among stacked layers."""
@@ -93,7 +110,7 @@ class GraphBuilder:
 
     def is_owned(self, leaf: Leaf) -> bool:
         """Whether some node has the parameter."""
-        return leaf in self._owned
+        return leaf in self._claims
 
     def leave(self, leaves: Iterable[Leaf], reason: str) -> None:
         """Notes why parameters have no node, as far as this turns out to be so."""
@@ -120,14 +137,30 @@ class GraphBuilder:
                 stack.extend(node.predecessors)
         return None
 
-    def finish(self, outputs: frozenset[int]) -> Extracted:
-        """Keeps what the nodes `outputs` depend on."""
+    def predecessors(self) -> list[set[int]]:
+        """Of each node; those of contracted nodes in their place."""
         predecessors = [set(node.predecessors) for node in self._nodes]
         for dead in sorted(self._contracted):
             for others in predecessors:
                 if dead in others:
                     others.remove(dead)
                     others |= predecessors[dead]
+        return predecessors
+
+    def heads(self, outputs: frozenset[int], labels: int) -> Heads:
+        """The classification layers before outputs with so many labels."""
+        nodes = self._nodes
+        return find_heads(
+            [PRIMITIVES[n.primitive] for n in nodes],
+            [n.shape for n in nodes],
+            self.predecessors(),
+            outputs,
+            labels,
+        )
+
+    def finish(self, outputs: frozenset[int], labels: int | None) -> Extracted:
+        """Keeps what the nodes `outputs` depend on; if they are logits, of so many `labels`."""
+        predecessors = self.predecessors()
         kept, stack = {0}, list(outputs)
         while stack:
             number = stack.pop()
@@ -135,13 +168,14 @@ class GraphBuilder:
                 kept.add(number)
                 stack.extend(predecessors[number])
         new = {old: place for place, old in enumerate(sorted(kept))}
-        owned = tuple(o._replace(node=new[o.node]) for o in self._owned.values() if o.node in new)
+        owned, partly = self._owners(kept)
+        owned = tuple(o._replace(node=new[o.node]) for o in owned)
         edges = [(new[p], new[old]) for old in new for p in sorted(predecessors[old])]
         senders, receivers = np.array(edges, np.int32).reshape(-1, 2).T
         names: list[str | None] = [None] * len(new)
         for o in owned:
             if o.role == "weight" or names[o.node] is None:
-                names[o.node] = self.name(o.leaf)
+                names[o.node] = self.name(o.leaf) + _label(o.view, self.shape(o.leaf))
         graph = Graph(
             np.array([self._nodes[old].primitive for old in new], np.int32),
             tuple(names),
@@ -149,10 +183,38 @@ class GraphBuilder:
             senders,
             receivers,
         )
-        ends = frozenset(new[node] for node in outputs)
-        class_nodes = _class_nodes(graph, ends)
-        ends_in_class = len(ends) == 1 and ends <= set(class_nodes)
-        return Extracted(graph, owned, self._missing(owned), class_nodes, ends_in_class)
+        heads = Heads((), False) if labels is None else self.heads(outputs, labels)
+        class_nodes = tuple(new[node] for node in heads.nodes)
+        return Extracted(graph, owned, self._missing(owned) | partly, class_nodes, heads.at_end)
+
+    def _owners(self, kept: set[int]) -> tuple[list[Owned], dict[Leaf, str]]:
+        """Who owns what, of the nodes that are kept; and what is owned only in part."""
+        owners: list[Owned] = []
+        partly: dict[Leaf, str] = {}
+        for leaf, claims in self._claims.items():
+            live = [claim for claim in claims if claim.node in kept]
+            whole = next((claim for claim in live if not is_cut(claim.view or ())), None)
+            if whole or not live:
+                owners += [whole] if whole else []
+                continue
+            owner = np.full(math.prod(self.shape(leaf)), -1)
+            parts: list[Owned] = []
+            for claim in live:
+                assert claim.view is not None
+                part = positions(claim.view, self.shape(leaf)).ravel()
+                if (owner[part] == -1).all():
+                    owner[part] = len(parts)
+                    parts.append(claim)
+                elif (owner[part] != owner[part][0]).any() or (owner == owner[part][0]).sum() != len(part):
+                    partly[leaf] = "is used in slices that overlap"
+            if leaf in partly:
+                continue
+            owners += parts
+            if missing := int((owner == -1).sum()):
+                partly[leaf] = (
+                    f"is used in slices, and no layer uses {missing:,} of its {len(owner):,} elements"
+                )
+        return owners, partly
 
     def _missing(self, owned: Sequence[Owned]) -> dict[Leaf, str]:
         """The parameters that no node owns, and why."""
@@ -160,13 +222,14 @@ class GraphBuilder:
         for o in owned:
             places.setdefault(o.leaf.index, set()).add(o.leaf.place)
         missing = {}
-        for index, shape in enumerate(self._shapes):
+        for index, leaf in enumerate(self._leaves):
             found = places.get(index, set())
-            depth = len(next(iter(found), ()))
-            for place in np.ndindex(shape[:depth]):
-                if place not in found:
-                    leaf = Leaf(index, place)
-                    missing[leaf] = self._reason(leaf)
+            if () in found:
+                continue
+            depth = max((len(place) for place in found), default=0)
+            for place in np.ndindex(leaf.shape[:depth]):
+                if not any(place[: len(have)] == have for have in found):
+                    missing[Leaf(index, place)] = self._reason(Leaf(index, place))
         return missing
 
     def _reason(self, leaf: Leaf) -> str:
@@ -174,7 +237,9 @@ class GraphBuilder:
         reason = known.get(leaf) or next(
             (why for other, why in known.items() if other.index == leaf.index), None
         )
-        return reason or ("does not reach the output" if leaf in self._owned else "is not used")
+        depth = len(leaf.place)
+        claimed = any(o.index == leaf.index and o.place[:depth] == leaf.place for o in self._claims)
+        return ("does not reach the output" if claimed else reason) or "is not used"
 
 
 def settle(builder: GraphBuilder, pool: Pool) -> int:
@@ -184,27 +249,14 @@ def settle(builder: GraphBuilder, pool: Pool) -> int:
     return pool.node
 
 
-def _class_nodes(graph: Graph, ends: frozenset[int]) -> tuple[int, ...]:
-    """The last weight before the output and the bias on it; () if there is no single one."""
-    predecessors: dict[int, list[int]] = {}
-    for sender, receiver in zip(graph.senders.tolist(), graph.receivers.tolist(), strict=True):
-        predecessors.setdefault(receiver, []).append(sender)
-    weights, biases, stack, seen = set(), set(), list(ends), set()
-    while stack:
-        node = stack.pop()
-        if node in seen:
-            continue
-        seen.add(node)
-        primitive = int(graph.primitives[node])
-        if primitive in _WEIGHTED:
-            weights.add(node)
-            continue
-        if primitive == _PRIMITIVE["bias"]:
-            biases.add(node)
-        stack.extend(predecessors.get(node, []))
-    if len(weights) != 1:
-        return ()
-    (weight,) = weights
-    shape = graph.shapes[weight]
-    own = [bias for bias in biases if predecessors[bias] == [weight]]
-    return (weight, *own) if shape and math.prod(shape[2:]) == 1 else ()
+def _label(view: View | None, shape: Shape) -> str:
+    """Which part of a parameter a view takes, as it is indexed."""
+    if not view or view[0].kind != "slice":
+        return ""
+    parts = [
+        ":" if (start, stop, step) == (0, size, 1) else str(start) if stop - start == 1 else f"{start}:{stop}"
+        for (start, stop, step), size in zip(view[0].argument, shape, strict=True)
+    ]
+    while parts and parts[-1] == ":":
+        parts.pop()
+    return f"[{', '.join(parts)}]" if parts else ""

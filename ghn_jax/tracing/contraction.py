@@ -1,24 +1,15 @@
 """What operations that are no nodes do to abstract values: they hand on the nodes that their operands come from."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
+from jax.extend import core
 
-from ghn_jax.graphs.graph import Shape
 from ghn_jax.tracing.builder import GraphBuilder, settle
+from ghn_jax.tracing.statics import ROOTS
 from ghn_jax.tracing.values import Activation, Constant, Value, Weight
 
-ROOTS = frozenset({"sqrt", "rsqrt", "pow"})
-"""Primitives that make deviations of variances."""
-
-
-def constant(name: str, operands: Sequence[Value]) -> Constant:
-    """A result that depends on constants alone."""
-    known = [value for value in operands if isinstance(value, Constant)]
-    return Constant(
-        any(value.state for value in known), name in ROOTS or any(value.rooted for value in known)
-    )
+_ELEMENTWISE = frozenset({"max", "min", "clamp", "select_n", "erf"})
 
 
 def settled(builder: GraphBuilder, x: Activation) -> Activation:
@@ -28,11 +19,16 @@ def settled(builder: GraphBuilder, x: Activation) -> Activation:
     return Activation(frozenset([settle(builder, x.pool)]) if x.pool else x.sources)
 
 
-def contracted(builder: GraphBuilder, operands: Sequence[Value], name: str) -> Value:
-    """The result of an operation that is no node: it hands on the sources of its operands."""
+def contracted(builder: GraphBuilder, operands: Sequence[Value], name: str, is_truth: bool = False) -> Value:
+    """The result of an operation that is no node: it hands on the sources of its operands.
+
+    Args:
+      name: the operation.
+      is_truth: whether the result is true or false: of a mask, nothing is known but where it comes from.
+    """
     activations = [value for value in operands if isinstance(value, Activation)]
     leaves = [leaf for value in operands if isinstance(value, Weight) for leaf in value.views]
-    builder.leave(leaves, f"is an operand of {name!r}")
+    builder.leave(leaves, f"is an operand of {name!r}, which is no layer")
     if not activations:
         return Constant()
     level = min(x.level for x in activations)
@@ -41,10 +37,13 @@ def contracted(builder: GraphBuilder, operands: Sequence[Value], name: str) -> V
         if x.level > level and not x.sources <= sources:
             sources |= settled(builder, x).sources
     first = next(x for x in activations if x.level == level)
+    if is_truth:
+        return Activation(sources, level, first.pool)
     return Activation(
         sources,
         level,
         first.pool,
+        features=first.features if name in _ELEMENTWISE else None,
         folded={leaf: view for x in activations for leaf, view in x.folded.items()},
         over_batch=any(x.over_batch for x in activations),
         rooted=name in ROOTS or any(x.rooted for x in activations),
@@ -54,6 +53,6 @@ def contracted(builder: GraphBuilder, operands: Sequence[Value], name: str) -> V
     )
 
 
-def shape_of(atom: Any) -> Shape:
-    """Shape of a variable or literal of a jaxpr."""
-    return tuple(int(size) for size in np.shape(atom.aval))
+def makes_truth(equation: core.JaxprEqn) -> bool:
+    """Whether the results of an equation are true or false."""
+    return getattr(equation.outvars[0].aval, "dtype", None) == np.bool_

@@ -3,7 +3,6 @@
 Nothing is computed or allocated: models are traced on abstract arrays, in evaluation mode.
 """
 
-import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -12,34 +11,32 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from flax.core.scope import Scope
 from jax.extend import core
 
-from ghn_jax.graphs.graph import Shape
+from ghn_jax.tracing import evaluation
+from ghn_jax.tracing.arguments import check_images, check_model
+from ghn_jax.tracing.blank import BlankParameters
 from ghn_jax.tracing.builder import Extracted
-from ghn_jax.tracing.values import Activation, Constant, Leaf, Value, parameter
-from ghn_jax.tracing.walk import UnsupportedModel, extract
-
-_EVALUATION = {
-    "train": False,
-    "training": False,
-    "is_training": False,
-    "deterministic": True,
-    "use_running_average": True,
-}
-"""What arguments of a model's call are in evaluation."""
+from ghn_jax.tracing.errors import UnsupportedModel
+from ghn_jax.tracing.outputs import find_outputs, leaf_name
+from ghn_jax.tracing.values import Activation, Constant, Leaf, Value, parameter, state
+from ghn_jax.tracing.walk import Output, Walked, walk
 
 
 class Function(NamedTuple):
     """A model that is a function.
 
     Attributes:
-      apply: the function (parameters, images) -> logits, in evaluation mode.
+      apply: the function (parameters, images) -> logits, in evaluation mode; (parameters, state, images) if there is
+        a `state`.
       params: its tree of parameters; arrays, or jax.ShapeDtypeStructs if all can be predicted.
+      state: its tree of running statistics and the like, if they are to be filled; else the function may hold them.
+        Variables of such a model are {"params": ..., "state": ...}.
     """
 
-    apply: Callable[[Any, Any], Any]
+    apply: Callable[..., Any]
     params: Any
+    state: Any = None
 
 
 class Traced(NamedTuple):
@@ -48,82 +45,102 @@ class Traced(NamedTuple):
     Attributes:
       jaxpr: the traced function.
       inputs: what each input of it is.
-      output: which output are the logits.
+      outputs: what may be the logits; None if all outputs count.
       defined: outputs that are parameters or state.
       names: of the leaves of the tree of parameters, such as "Dense_0.kernel".
       leaves: their shapes and dtypes.
-      logits: shape of the logits.
+      num_states: number of leaves of its state.
       initial: the model's own values of some leaves, by index.
       rebuild: makes what the user gets of all leaves.
     """
 
     jaxpr: core.ClosedJaxpr
     inputs: list[Value]
-    output: int
+    outputs: list[Output] | None
     defined: dict[int, Value]
     names: list[str]
     leaves: list[jax.ShapeDtypeStruct]
-    logits: Shape
+    num_states: int
     initial: Callable[[Sequence[int]], dict[int, Any]]
     rebuild: Callable[[Sequence[Any]], Any]
 
+    def walk(self) -> Walked:
+        """Finds the graph and the norms; raises UnsupportedModel."""
+        return walk(
+            self.jaxpr, self.inputs, self.outputs, self.names, self.leaves, self.defined, self.num_states
+        )
+
     def extract(self) -> Extracted:
         """The graph; raises UnsupportedModel."""
-        shapes = [leaf.shape for leaf in self.leaves]
-        return extract(self.jaxpr, self.inputs, self.output, self.names, shapes, self.defined)
+        return self.walk().extracted
 
 
-def trace(model: Any, sample_input: Any, seed: int = 0) -> Traced:
+def trace(
+    model: Any, sample_input: Any, seed: int = 0, *, logits: str | None = None, headless: bool = False
+) -> Traced:
     """Traces a model on images like `sample_input`, an array or its jax.ShapeDtypeStruct, batch axis first.
+
+    Args:
+      seed: of its own initialisation.
+      logits: name of the output that are the logits, of several.
+      headless: whether it has no classification layer, and outputs of any shape.
 
     Raises UnsupportedModel for what is no model, for one that cannot be traced on this input, that has no
     parameters, or whose output is no batch of logits.
     """
-    images = jax.ShapeDtypeStruct(np.shape(sample_input), getattr(sample_input, "dtype", jnp.float32))
-    if len(images.shape) < 2:
-        raise UnsupportedModel(
-            f"`sample_input` of shape {images.shape} is no batch of images: give (batch, height, width, channel)"
-        )
+    images = check_images(sample_input)
+    check_model(model, Function)
+    find = _Outputs(images, logits, headless)
     try:
         if isinstance(model, nn.Module):
-            traced = _trace_linen(model, images, seed)
+            traced = _trace_linen(model, images, seed, find)
         elif isinstance(model, nnx.Module):
-            traced = _trace_nnx(model, images)
-        elif isinstance(model, tuple) and len(model) == 2 and callable(model[0]):
-            traced = _trace_function(Function(*model), images)
+            traced = _trace_nnx(model, images, find)
         else:
-            raise UnsupportedModel(
-                f"`model` (a {type(model).__name__}) is no Flax module: wrap it as ghn_jax.Function(apply, params)"
-            )
+            traced = _trace_function(model, images, find)
     except UnsupportedModel:
         raise
     except Exception as error:  # whatever the model raises
-        first_line = str(error).strip().partition("\n")[0]
-        raise UnsupportedModel(
-            f"`model` cannot be traced on `sample_input` of shape {images.shape} "
-            f"({type(error).__name__}: {first_line}): check the input's axes, and what the model does with values"
-        ) from error
+        raise not_traceable(error, images) from error
     if not traced.leaves:
         raise UnsupportedModel("`model` has no parameters: there is nothing to predict")
-    if len(traced.logits) != 2 or traced.logits[0] != images.shape[0]:
-        raise UnsupportedModel(
-            f"`model`'s output has shape {traced.logits} for `sample_input` of shape {images.shape}: "
-            "a classifier returns (batch, label)"
-        )
     return traced
 
 
-def _trace_linen(model: nn.Module, images: jax.ShapeDtypeStruct, seed: int) -> Traced:
+def not_traceable(error: Exception, images: Any) -> UnsupportedModel:
+    """What to say of an error that a model raised."""
+    first_line = str(error).strip().partition("\n")[0]
+    return UnsupportedModel(
+        f"`model` cannot be traced on `sample_input` of shape {tuple(images.shape)} "
+        f"({type(error).__name__}: {first_line}): check the input's axes, and what the model does with values"
+    )
+
+
+class _Outputs(NamedTuple):
+    """Which outputs may be the logits, once their shapes are known."""
+
+    images: jax.ShapeDtypeStruct
+    logits: str | None
+    headless: bool
+
+    def __call__(self, outputs: Any) -> list[Output] | None:
+        if self.headless:
+            return None
+        return find_outputs(outputs, self.images, self.logits)
+
+
+def _trace_linen(model: nn.Module, images: jax.ShapeDtypeStruct, seed: int, find: _Outputs) -> Traced:
     """Traces initialisation and forward pass at once: what is returned as a parameter is one, wherever it is made."""
-    keywords = _evaluation_keywords(type(model).__call__)
+    model = evaluation.linen_in_evaluation(model)
+    keywords = evaluation.keywords(type(model).__call__)
 
     def forward(model: nn.Module, x: jax.Array) -> Any:
         assert model.scope is not None
-        model.scope.__class__ = _BlankParameters
+        model.scope.__class__ = BlankParameters
         return model(x, **keywords)  # pyright: ignore[reportCallIssue]
 
     def run(key: jax.Array, x: jax.Array) -> Any:
-        return nn.init_with_output(forward, model)({"params": key, "dropout": key}, x)
+        return nn.init_with_output(forward, model)(evaluation.random_keys(key), x)
 
     key = jax.random.key(seed)
     jaxpr, shapes = jax.make_jaxpr(run, return_shape=True)(key, images)
@@ -131,127 +148,115 @@ def _trace_linen(model: nn.Module, images: jax.ShapeDtypeStruct, seed: int) -> T
     params, others = variables.get("params", {}), {k: v for k, v in variables.items() if k != "params"}
     places = jax.tree.unflatten(jax.tree.structure(shapes), range(len(jax.tree.leaves(shapes))))
     own = jax.tree.leaves(places[1].get("params", {}))
-    state = jax.tree.leaves({k: v for k, v in places[1].items() if k != "params"})
+    states = jax.tree.leaves({k: v for k, v in places[1].items() if k != "params"})
     paths, tree = jax.tree.flatten_with_path(params)
-    defined: dict[int, Value] = dict.fromkeys(state, Constant(state=True))
+    defined: dict[int, Value] = {
+        place: state(Leaf(i), leaf.shape, leaf.dtype)
+        for i, (place, leaf) in enumerate(zip(states, jax.tree.leaves(others), strict=True))
+    }
     defined |= {
         place: parameter(Leaf(i), leaf.shape)
         for i, (place, (_, leaf)) in enumerate(zip(own, paths, strict=True))
     }
-    output, logits = _logits(outputs)
 
     def initial(indices: Sequence[int]) -> dict[int, Any]:
         @jax.jit
         def initialise(key: jax.Array, x: jax.Array) -> list[jax.Array]:
-            variables = model.init({"params": key, "dropout": key}, x, **keywords)  # pyright: ignore
+            variables = model.init(evaluation.random_keys(key), x, **keywords)  # pyright: ignore
             leaves = jax.tree.leaves(variables["params"])
             return [leaves[i] for i in indices]
 
         return dict(zip(indices, initialise(key, jnp.zeros(images.shape, images.dtype)), strict=True))
 
     def rebuild(leaves: Sequence[Any]) -> Any:
-        rest = _outputs(jaxpr, state, key, images)
-        return {
-            "params": jax.tree.unflatten(tree, leaves),
-            **jax.tree.unflatten(jax.tree.structure(others), rest),
-        }
+        rest = [jax.device_put(x) for x in _outputs(jaxpr, states, key, images)]
+        filled = {"params": jax.tree.unflatten(tree, leaves)}
+        filled |= jax.tree.unflatten(jax.tree.structure(others), rest)
+        return {name: filled[name] for name in variables}  # in the order of the model's own
 
-    values: list[Value] = [Constant(), Activation(frozenset([0]))]
     return Traced(
         jaxpr,
-        values,
-        output,
+        [Constant(), Activation(frozenset([0]))],
+        find(outputs),
         defined,
-        [_name(p) for p, _ in paths],
+        [leaf_name(p) for p, _ in paths],
         [x for _, x in paths],
-        logits,
+        len(states),
         initial,
         rebuild,
     )
 
 
-_INITIALISERS = {
-    initialiser.__module__ for initialiser in (jax.nn.initializers.zeros, jax.nn.initializers.lecun_normal())
-}
-
-
-class _BlankParameters(Scope):
-    """A scope where JAX's own initialisers are not run, nor traced, which takes longer than all the rest of a model."""
-
-    def push(self, *args: Any, **kwargs: Any) -> Scope:
-        child = super().push(*args, **kwargs)
-        child.__class__ = _BlankParameters
-        return child
-
-    def param(self, name: str, init_fn: Any, *init_args: Any, **kwargs: Any) -> Any:
-        known = getattr(init_fn, "__module__", None) in _INITIALISERS and kwargs.keys() <= {"unbox"}
-        if not known or not init_args or self.has_variable("params", name):
-            return super().param(name, init_fn, *init_args, **kwargs)
-        self.reserve(name, "params")
-        shape, dtype = (*init_args, jnp.float32)[:2]
-        self.put_variable("params", name, jax.lax.full(shape, 0, dtype))
-        return self.get_variable("params", name)
-
-
-def _trace_nnx(model: nnx.Module, images: jax.ShapeDtypeStruct) -> Traced:
+def split_nnx(model: nnx.Module) -> tuple[Any, Any, Any]:
+    """An NNX model as definition, parameters and everything else, of which nothing is shared with it."""
     definition, params, others = nnx.split(model, nnx.Param, ...)
+    return definition, jax.tree.map(lambda x: x, params), jax.tree.map(lambda x: x, others)
 
-    def apply(params: Any, x: Any) -> Any:
-        merged = nnx.merge(definition, params, jax.tree.map(lambda x: x, others))  # new, to be changed here
-        merged.eval()
-        return merged(x, **_evaluation_keywords(type(merged).__call__))
 
-    traced = _trace_function(Function(apply, params), images)
+def apply_nnx(
+    definition: Any, params: Any, others: Any, x: Any, prepare: Callable[[nnx.Module], None] | None = None
+) -> Any:
+    """The outputs of an NNX model in evaluation; what `prepare` changes of it is forgotten."""
+    merged = nnx.merge(definition, params, jax.tree.map(lambda x: x, others))  # new, to be changed here
+    evaluation.put_in_evaluation(merged)
+    if prepare is not None:
+        prepare(merged)
+    return merged(x, **evaluation.keywords(type(merged).__call__))
+
+
+def _trace_nnx(model: nnx.Module, images: jax.ShapeDtypeStruct, find: _Outputs) -> Traced:
+    definition, params, others = split_nnx(model)
+    for path, leaf in jax.tree.leaves_with_path(others):
+        if isinstance(leaf, jax.ShapeDtypeStruct):
+            raise UnsupportedModel(
+                f"`model` is abstract, and its state {leaf_name(path)!r} is not predicted: give one that is made, "
+                "such as Model(rngs=nnx.Rngs(0))"
+            )
+
+    def apply(params: Any, others: Any, x: Any) -> Any:
+        return apply_nnx(definition, params, others, x)
+
+    traced = _trace_function(Function(apply, params, others), images, find)
 
     def rebuild(leaves: Sequence[Any]) -> Any:
-        return nnx.merge(definition, traced.rebuild(leaves), others)
+        return nnx.merge(definition, traced.rebuild(leaves)["params"], jax.tree.map(lambda x: x, others))
 
     return traced._replace(rebuild=rebuild)
 
 
-def _trace_function(model: Function, images: jax.ShapeDtypeStruct) -> Traced:
-    apply, params = model
+def _trace_function(model: Function, images: jax.ShapeDtypeStruct, find: _Outputs) -> Traced:
+    apply, params, states = model
     paths, tree = jax.tree.flatten_with_path(params)
-    leaves = [jax.ShapeDtypeStruct(np.shape(x), x.dtype) for _, x in paths]
-    jaxpr, shapes = jax.make_jaxpr(apply, return_shape=True)(jax.tree.unflatten(tree, leaves), images)
-    output, logits = _logits(shapes)
+    leaves = [abstract(x) for _, x in paths]
+    own = jax.tree.map(abstract, states)
+    args = (jax.tree.unflatten(tree, leaves), *(() if states is None else (own,)), images)
+    jaxpr, shapes = jax.make_jaxpr(apply, return_shape=True)(*args)
     values: list[Value] = [parameter(Leaf(i), leaf.shape) for i, leaf in enumerate(leaves)]
+    state_leaves = jax.tree.leaves(own)
+    values += [state(Leaf(i), leaf.shape, leaf.dtype) for i, leaf in enumerate(state_leaves)]
+    values.append(Activation(frozenset([0])))
 
     def initial(indices: Sequence[int]) -> dict[int, Any]:
         own = {i: paths[i][1] for i in indices}
         for i, value in own.items():
             if isinstance(value, jax.ShapeDtypeStruct):
                 raise UnsupportedModel(
-                    f"parameter {_name(paths[i][0])!r} cannot be predicted, and `model.params` is abstract: "
+                    f"parameter {leaf_name(paths[i][0])!r} cannot be predicted, and `model.params` is abstract: "
                     "give parameters with values"
                 )
         return own
 
     def rebuild(leaves: Sequence[Any]) -> Any:
-        return jax.tree.unflatten(tree, leaves)
+        filled = jax.tree.unflatten(tree, leaves)
+        return filled if states is None else {"params": filled, "state": states}
 
-    values.append(Activation(frozenset([0])))
-    return Traced(jaxpr, values, output, {}, [_name(p) for p, _ in paths], leaves, logits, initial, rebuild)
-
-
-def _evaluation_keywords(call: Callable[..., Any]) -> dict[str, bool]:
-    """Values of the arguments that say whether a model is in training, where it would be by default."""
-    parameters = inspect.signature(call).parameters.values()
-    wanted = {p: _EVALUATION[p.name] for p in parameters if p.name in _EVALUATION}
-    return {p.name: value for p, value in wanted.items() if p.default is not value}
+    names = [leaf_name(p) for p, _ in paths]
+    return Traced(jaxpr, values, find(shapes), {}, names, leaves, len(state_leaves), initial, rebuild)
 
 
-def _logits(outputs: Any) -> tuple[int, Shape]:
-    """Which output are the logits: the first one with two axes, as auxiliary outputs follow; and its shape."""
-    leaves = jax.tree.leaves(outputs)
-    place = next((i for i, leaf in enumerate(leaves) if len(leaf.shape) == 2), 0)
-    return place, tuple(leaves[place].shape) if leaves else ()
-
-
-def _name(path: Any) -> str:
-    """A leaf's path, such as "layers.0.kernel"."""
-    parts = (getattr(part, "key", getattr(part, "idx", getattr(part, "name", part))) for part in path)
-    return ".".join(str(part) for part in parts).removesuffix(".value")
+def abstract(x: Any) -> jax.ShapeDtypeStruct:
+    """The shape and dtype of an array, of a number, or of what has them."""
+    return jax.ShapeDtypeStruct(np.shape(x), x.dtype if hasattr(x, "dtype") else jnp.result_type(x))
 
 
 def _outputs(
@@ -261,7 +266,11 @@ def _outputs(
     made_by = {var: equation for equation in jaxpr.jaxpr.eqns for var in equation.outvars}
     values: dict[int, Any] = {}
     for place in places:
-        equation = made_by.get(jaxpr.jaxpr.outvars[place])  # pyright: ignore[reportArgumentType]
+        atom = jaxpr.jaxpr.outvars[place]
+        if isinstance(atom, core.Literal):
+            values[place] = np.asarray(atom.val, atom.aval.dtype)  # pyright: ignore[reportAttributeAccessIssue]
+            continue
+        equation = made_by.get(atom)
         if equation is not None and equation.primitive.name == "broadcast_in_dim":
             (operand, *_), aval = equation.invars, equation.outvars[0].aval
             if isinstance(operand, core.Literal):

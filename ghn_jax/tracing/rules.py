@@ -11,40 +11,27 @@ from collections.abc import Callable, Sequence
 from jax.extend import core
 
 from ghn_jax.graphs.graph import PRIMITIVES, Shape
-from ghn_jax.tracing.arithmetic import arithmetic
+from ghn_jax.tracing.arithmetic import arithmetic, scaled
 from ghn_jax.tracing.builder import GraphBuilder
-from ghn_jax.tracing.contraction import ROOTS, contracted, settled, shape_of
-from ghn_jax.tracing.values import (
-    Activation,
-    Constant,
-    Pool,
-    Step,
-    Value,
-    View,
-    Weight,
-    joined_views,
-    mixed,
-    rearranged,
-    varying_axes,
-)
+from ghn_jax.tracing.contraction import contracted, makes_truth, settled
+from ghn_jax.tracing.layers import layer, side_by_side
+from ghn_jax.tracing.statics import CASTS, ROOTS, shape_of, static
+from ghn_jax.tracing.values import Activation, Pool, Value, Weight
+from ghn_jax.tracing.views import Step, axis_places
 
 MARK = "ghn_jax."
 """Prefix of `jax.ad_checkpoint.checkpoint_name`s that say which primitive an array is the output of."""
 
 
-class CutParameter(ValueError):
-    """A layer's weight is only a part of a parameter, its argument."""
-
-
 def apply(builder: GraphBuilder, equation: core.JaxprEqn, operands: Sequence[Value]) -> list[Value]:
-    """The results of an equation, some operand of which is no constant."""
+    """The results of an equation."""
     name = equation.primitive.name
-    if any(isinstance(value, Activation) for value in operands):
-        rule = RULES.get(name)
-        if rule is not None:
-            return [rule(builder, equation, operands)] * len(equation.outvars)
-        return [contracted(builder, operands, name)] * len(equation.outvars)
-    return [_weights(name, equation, operands, shape_of(var)) for var in equation.outvars]
+    if not any(isinstance(value, Activation) for value in operands):
+        return static(equation, operands)
+    rule = RULES.get(name)
+    if rule is not None:
+        return [rule(builder, equation, operands)] * len(equation.outvars)
+    return [contracted(builder, operands, name, makes_truth(equation))] * len(equation.outvars)
 
 
 # -- layers with weights -----------------------------------------------------------------------------------------
@@ -55,7 +42,7 @@ def _convolution(builder: GraphBuilder, equation: core.JaxprEqn, operands: Seque
     if not (isinstance(x, Activation) and isinstance(kernel, Weight)):
         return contracted(builder, operands, "convolution")
     params, shape = equation.params, shape_of(equation.invars[1])
-    numbers = params["dimension_numbers"]
+    numbers, groups = params["dimension_numbers"], params["feature_group_count"]
     x = settled(builder, x)
     rank = len(shape) - 2
     if rank > 2:
@@ -67,10 +54,25 @@ def _convolution(builder: GraphBuilder, equation: core.JaxprEqn, operands: Seque
         public = (*public, *(1 for _ in range(2 - rank)))
         to_public = (*to_public, Step("reshape", public))
     primitive = "conv"
-    if params["feature_group_count"] > 1:
+    if groups > 1:
         primitive = "dil_conv" if min(params["rhs_dilation"]) > 1 else "sep_conv"
-    features = frozenset([numbers.out_spec[1]])
-    return _layer(builder, primitive, x, kernel, public, to_public, features)
+    features = numbers.out_spec[1]
+    if groups > 1 and _is_mapped(builder, kernel, groups, len(shape)):
+        size = (public[0] // groups, *public[1:])
+        cuts = [
+            Step("slice", ((i * size[0], (i + 1) * size[0], 1), *((0, s, 1) for s in size[1:])))
+            for i in range(groups)
+        ]
+        nodes = side_by_side(builder, x, kernel, size, [(*to_public, cut) for cut in cuts])
+        return Activation(frozenset(nodes), features=frozenset([features]), experts=(features, nodes))
+    return layer(builder, primitive, x, kernel, public, to_public, frozenset([features]))
+
+
+def _is_mapped(builder: GraphBuilder, kernel: Weight, groups: int, rank: int) -> bool:
+    """Whether a grouped convolution is `jax.vmap` of one: its kernel has one more axis."""
+    leaves = list(kernel.views)
+    shape = builder.shape(leaves[0])
+    return len(leaves) == 1 and len(shape) == rank + 1 and shape[0] == groups
 
 
 def _dot(builder: GraphBuilder, equation: core.JaxprEqn, operands: Sequence[Value]) -> Value:
@@ -87,38 +89,35 @@ def _dot(builder: GraphBuilder, equation: core.JaxprEqn, operands: Sequence[Valu
         return contracted(builder, operands, "dot_general")
     contracting, batching = equation.params["dimension_numbers"]
     shape, other = shape_of(equation.invars[place]), shape_of(equation.invars[1 - place])
-    inputs = tuple(contracting[place])
-    outputs = tuple(axis for axis in range(len(shape)) if axis not in inputs)
-    public = (math.prod(shape[i] for i in outputs), math.prod(shape[i] for i in inputs))
-    to_public = (Step("transpose", (*outputs, *inputs)), Step("reshape", public))
-    shared = len(batching[place])
-    free = len(shape) - len(inputs) - shared  # the result has axes (shared, free of a, free of b)
-    before = shared if place == 0 else len(other) - len(contracting[0])
-    features = frozenset(range(shared)) | frozenset(range(before, before + free))
-    return _layer(builder, "conv", settled(builder, x), weight, public, to_public, features)
-
-
-def _layer(
-    builder: GraphBuilder,
-    primitive: str,
-    x: Activation,
-    weight: Weight,
-    shape: Shape,
-    to_public: View,
-    features: frozenset[int],
-) -> Activation:
-    """A convolution or linear layer: a node that owns the largest parameter its weight is made of."""
-    node = builder.node(primitive, x.sources, shape)
-    whole = [leaf for leaf, view in weight.views.items() if view is not None]
-    if not whole and weight.cut:
-        raise CutParameter(next(iter(weight.views)))
-    if whole:
-        main = min(whole, key=builder.is_owned)
-        view = weight.views[main]
-        assert view is not None
-        builder.own(main, node, "weight", shape, (*view, *to_public))
-    builder.leave(weight.views, "is one of several parameters that make a weight")
-    return Activation(frozenset([node]), features=features)
+    inputs, shared = tuple(contracting[place]), tuple(batching[place])
+    if not inputs:  # an elementwise or outer product
+        return scaled(builder, x, weight)._replace(features=None)
+    x = settled(builder, x)
+    free = tuple(axis for axis in range(len(shape)) if axis not in (*inputs, *shared))
+    if place == 0:
+        axes = {axis: len(shared) + i for i, axis in enumerate(free)}
+    else:
+        axes = {axis: len(other) - len(inputs) + i for i, axis in enumerate(free)}
+    axes |= {axis: i for i, axis in enumerate(shared)}  # of the result
+    experts = [axis for axis in shared if axis in weight.axes]
+    if not experts and len(free) > 1 and free[0] == 0 and free[0] < min(inputs) < free[-1]:
+        experts = [0] if shape[0] > 1 else []  # jax.vmap over the parameters of a linear layer
+    rest = tuple(axis for axis in (*shared, *free) if axis not in experts)
+    public = (math.prod(shape[i] for i in rest), math.prod(shape[i] for i in inputs))
+    if not experts:
+        to_public = (Step("transpose", (*rest, *inputs)), Step("reshape", public))
+        return layer(builder, "conv", x, weight, public, to_public, frozenset(axes[axis] for axis in rest))
+    count = math.prod(shape[axis] for axis in experts)
+    order = (Step("transpose", (*experts, *rest, *inputs)), Step("reshape", (count, *public)))
+    views = [
+        (*order, Step("slice", ((i, i + 1, 1), *((0, size, 1) for size in public))), Step("reshape", public))
+        for i in range(count)
+    ]
+    nodes = side_by_side(builder, x, weight, public, views)
+    features = frozenset(axes[axis] for axis in rest if axis in free)
+    return Activation(
+        frozenset(nodes), features=features, experts=(axes[experts[0]], nodes) if len(experts) == 1 else None
+    )
 
 
 # -- pools, reductions, concatenation, views ----------------------------------------------------------------------
@@ -142,7 +141,6 @@ def _reduction(builder: GraphBuilder, equation: core.JaxprEqn, operands: Sequenc
         pool,
         folded=x.folded,
         over_batch=x.over_batch or 0 in axes,
-        rooted=x.rooted,
         exponential=x.exponential,
     )
 
@@ -161,7 +159,7 @@ def _pooling(builder: GraphBuilder, equation: core.JaxprEqn, operands: Sequence[
     if kind == "avg_pool" and all(result[axis] == 1 for axis in axes) and len(axes) == len(shape) - 2:
         return Activation(frozenset([builder.node("glob_avg", x.sources)]))
     node = builder.node(kind, x.sources, _window([window[axis] for axis in axes]))
-    return Activation(frozenset([node]))
+    return Activation(frozenset([node]), features=x.features)
 
 
 def _reducer(equation: core.JaxprEqn) -> str | None:
@@ -182,16 +180,20 @@ def _concatenation(builder: GraphBuilder, equation: core.JaxprEqn, operands: Seq
     builder.leave(leaves, "is concatenated with activations, as a class token")
     maps = [settled(builder, value) for value in operands if isinstance(value, Activation)]
     sources = frozenset[int]().union(*(x.sources for x in maps))
+    features = maps[0].features if len({x.features for x in maps}) == 1 else None
     if len(maps) > 1 and len(sources) > 1:
-        return Activation(frozenset([builder.node("concat", sources)]))
-    return maps[0]._replace(sources=sources, features=None, norm=None)
+        return Activation(frozenset([builder.node("concat", sources)]), features=features)
+    return maps[0].further(sources=sources, features=features)
 
 
 def _view(builder: GraphBuilder, equation: core.JaxprEqn, operands: Sequence[Value]) -> Value:
-    x = operands[0]
+    x, name = operands[0], equation.primitive.name
     if not isinstance(x, Activation):
-        return contracted(builder, operands, equation.primitive.name)
-    return x if equation.primitive.name in _CASTS else x._replace(features=None)
+        return contracted(builder, operands, name)
+    if name in CASTS:
+        return x
+    places = axis_places(name, equation.params, shape_of(equation.invars[0]), shape_of(equation.outvars[0]))
+    return x._replace(features=None, experts=None) if places is None else x.moved(places)
 
 
 def _unary(builder: GraphBuilder, equation: core.JaxprEqn, operands: Sequence[Value]) -> Value:
@@ -199,10 +201,8 @@ def _unary(builder: GraphBuilder, equation: core.JaxprEqn, operands: Sequence[Va
     (x,) = operands
     assert isinstance(x, Activation)
     name = equation.primitive.name
-    return x._replace(
-        features=None,
-        norm=None,
-        rooted=x.rooted or name in ROOTS,
+    return x.further(
+        rooted=name in ROOTS or (x.rooted and name not in _GATES),
         exponential=x.exponential or name in ("exp", "exp2"),
     )
 
@@ -214,58 +214,13 @@ def _marked(builder: GraphBuilder, equation: core.JaxprEqn, operands: Sequence[V
     primitive = name.removeprefix(MARK)
     if name == primitive or primitive not in PRIMITIVES:
         return x
-    return Activation(frozenset([builder.node(primitive, x.sources)]))
+    return Activation(frozenset([builder.node(primitive, x.sources)]), features=x.features)
 
 
-# -- parameters before their use ------------------------------------------------------------------------------------
-
-
-def _weights(name: str, equation: core.JaxprEqn, operands: Sequence[Value], shape: Shape) -> Value:
-    """A result that depends on parameters but not on the input."""
-    own = [
-        (value, shape_of(var))
-        for value, var in zip(operands, equation.invars, strict=True)
-        if isinstance(value, Weight)
-    ]
-    first, first_shape = own[0]
-    if name in _CASTS:
-        return first
-    if name == "transpose":
-        return rearranged(first, Step("transpose", tuple(equation.params["permutation"])), shape)
-    if name == "rev":
-        return rearranged(first, Step("rev", tuple(equation.params["dimensions"])), shape)
-    if name in ("reshape", "squeeze", "expand_dims", "broadcast_in_dim"):
-        if math.prod(first_shape) == math.prod(shape):
-            return rearranged(first, Step("reshape", shape), shape)
-        places = equation.params.get("broadcast_dimensions", ())
-        return mixed(first, shape)._replace(axes=frozenset(places[axis] for axis in first.axes))
-    if name in _CUTS and first_shape != shape:
-        return mixed(first, shape, cut=True)
-    constants = [value for value in operands if isinstance(value, Constant)]
-    rooted = any(c.rooted and c.state for c in constants) or any(value.rooted for value, _ in own)
-    if name in ("slice", "dot_general") or name.startswith("reduce"):
-        views, axes = dict.fromkeys(leaf for value, _ in own for leaf in value.views), varying_axes(shape)
-    else:
-        views = joined_views(own, shape)
-        full = [value.axes for value, own_shape in own if len(own_shape) == len(shape)]
-        axes = frozenset[int]().union(*full)
-    return Weight(views, axes, rooted, any(value.cut for value, _ in own))
-
+_GATES = frozenset({"exp", "exp2", "log", "logistic", "tanh", "sign"})
+"""Functions of a deviation that are none."""
 
 _POOLS = {"reduce_window_max": "max_pool", "reduce_window_sum": "avg_pool"}
-_CASTS = frozenset(
-    {
-        "convert_element_type",
-        "copy",
-        "stop_gradient",
-        "reduce_precision",
-        "optimization_barrier",
-        "sharding_constraint",
-        "name",
-        "pvary",
-    }
-)
-_CUTS = frozenset({"slice", "dynamic_slice", "gather", "concatenate", "pad", "split", "select_n"})
 
 Rule = Callable[[GraphBuilder, core.JaxprEqn, Sequence[Value]], Value]
 
@@ -280,7 +235,7 @@ RULES: dict[str, Rule] = {
     ),
     **dict.fromkeys(("reduce_window", *_POOLS), _pooling),
     **dict.fromkeys(
-        (*_CASTS - {"name"}, "reshape", "transpose", "broadcast_in_dim", "squeeze", "expand_dims", "rev"),
+        (*CASTS - {"name"}, "reshape", "transpose", "broadcast_in_dim", "squeeze", "expand_dims", "rev"),
         _view,
     ),
     **dict.fromkeys(

@@ -4,17 +4,17 @@ The graph of a network is found by running its jaxpr on these instead of arrays 
 """
 
 import dataclasses
-import math
 from collections.abc import Mapping, Sequence
-from typing import Literal, NamedTuple
+from typing import Any, NamedTuple
 
-import numpy as np
+import jax.numpy as jnp
 
 from ghn_jax.graphs.graph import Shape
+from ghn_jax.tracing.views import View, carried, varying_axes
 
 
 class Leaf(NamedTuple):
-    """A parameter tensor: a leaf of the tree of parameters, or a slice of one that a loop runs over.
+    """An array of a model: a leaf of its tree of parameters or state, or a slice of one that a loop runs over.
 
     Attributes:
       index: which leaf of the tree.
@@ -29,61 +29,55 @@ class Leaf(NamedTuple):
         return names[self.index] + "".join(f"[{i}]" for i in self.place)
 
 
-class Step(NamedTuple):
-    """A rearrangement of an array's elements.
+Axes = tuple[tuple[int, ...], ...] | None
+"""For each axis of a leaf, those of an array along which it lies; None where this is not known."""
+
+
+class Statistics(NamedTuple):
+    """State that an array is made of, element by element, as a batch norm's running statistics are used.
 
     Attributes:
-      kind: 'reshape' to a shape, 'transpose' by a permutation, 'rev' along axes, or 'drop' the first few rows, which
-        are of tokens that have no place.
-      argument: the shape, permutation, axes, or number of rows.
+      axes: the arrays of state, and along which axes each lies.
+      roots: those that went through a root.
+      inverse: whether they are inverse roots.
+      offset: whether something was added, as a batch norm's epsilon.
     """
 
-    kind: Literal["reshape", "transpose", "rev", "drop"]
-    argument: tuple[int, ...]
-
-    def __call__(self, array: np.ndarray) -> np.ndarray:
-        """The rearranged array; a view of the old one where possible."""
-        match self.kind:
-            case "reshape":
-                return array.reshape(self.argument)
-            case "transpose":
-                return array.transpose(self.argument)
-            case "rev":
-                return np.flip(array, self.argument)
-            case "drop":
-                return array[self.argument[0] :]
+    axes: Mapping[Leaf, Axes] = {}
+    roots: frozenset[Leaf] = frozenset()
+    inverse: bool = False
+    offset: bool = False
 
 
-View = tuple[Step, ...]
-"""How a parameter is rearranged between its leaf and its use."""
+NO_STATISTICS = Statistics()
 
 
 class Constant(NamedTuple):
     """Depends on neither the parameters nor the input.
 
     Attributes:
-      state: comes from arrays that are no parameters, such as running statistics.
-      rooted: went through a root, as standard deviations do.
+      statistics: the state that it is made of.
+      value: its value, where it is known.
     """
 
-    state: bool = False
-    rooted: bool = False
+    statistics: Statistics = NO_STATISTICS
+    value: Any = None
 
 
 class Weight(NamedTuple):
     """Depends on parameters, not on the input.
 
     Attributes:
-      views: the parameters, each with its rearrangement, or None where elements were mixed, repeated or left out.
+      views: the parameters, each with its rearrangement, or None where elements were mixed.
       axes: axes along which it varies.
-      rooted: as in Constant, for a factor that is `state` too.
-      cut: whether some elements of its parameters may be missing.
+      rooted: parameters that went through a root, element by element, as running variances do.
+      statistics: the state that it is made of.
     """
 
     views: Mapping[Leaf, View | None]
     axes: frozenset[int]
-    rooted: bool = False
-    cut: bool = False
+    rooted: frozenset[Leaf] = frozenset()
+    statistics: Statistics = NO_STATISTICS
 
 
 @dataclasses.dataclass(eq=False)
@@ -98,13 +92,27 @@ class Pool:
 
 @dataclasses.dataclass(eq=False)
 class Norm:
-    """A normalisation whose scale and bias may still come; a node once one of them does."""
+    """A normalisation whose scale and bias may still come; a node once one of them does.
+
+    Attributes:
+      mean, variance: the running statistics that it uses, if any.
+      offset: whether something is added to the variance.
+    """
 
     primitive: str
     sources: frozenset[int]
+    features: frozenset[int] | None = None
     node: int | None = None
     scale: Leaf | None = None
     bias: Leaf | None = None
+    mean: Leaf | None = None
+    variance: Leaf | None = None
+    offset: bool = False
+
+    @property
+    def is_of_data(self) -> bool:
+        """Whether it brings images to a known mean and deviation, rather than those of a batch: it learns nothing."""
+        return self.node is None and self.sources == {0} and not self.offset
 
 
 class Activation(NamedTuple):
@@ -115,7 +123,9 @@ class Activation(NamedTuple):
       level: number of reductions since then, 0 for a feature map, more for its statistics.
       pool: the reduction, if level > 0, that becomes a node when something uses the reduced map.
       norm: the normalisation that just happened.
-      features: axes of output features, right after a convolution or linear layer.
+      features: axes of the output features of the last convolution or linear layer, where they are known.
+      experts: right after layers that run side by side, the axis along which they lie, and their nodes.
+      centre: the running mean that was just subtracted.
       folded: parameters multiplied into a statistic.
       over_batch: a statistic over the images of a batch.
       rooted: went through a root, as standard deviations do.
@@ -129,12 +139,26 @@ class Activation(NamedTuple):
     pool: Pool | None = None
     norm: Norm | None = None
     features: frozenset[int] | None = None
+    experts: tuple[int, tuple[int, ...]] | None = None
+    centre: Leaf | None = None
     folded: Mapping[Leaf, View | None] = {}
     over_batch: bool = False
     rooted: bool = False
     exponential: bool = False
     softmax: bool = False
     scores: bool = False
+
+    def further(self, **changes: Any) -> "Activation":
+        """The same map after an operation that ends what just happened to it."""
+        return self._replace(**{"norm": None, "experts": None, "centre": None, **changes})
+
+    def moved(self, places: Mapping[int, tuple[int, ...]]) -> "Activation":
+        """The same map with its axes elsewhere: `places` says for each old axis which new ones it became."""
+        experts = None
+        if self.experts and len(place := places.get(self.experts[0], ())) == 1:
+            experts = (place[0], self.experts[1])
+        features = None if self.features is None else carried(self.features, places)
+        return self._replace(features=features, experts=experts)
 
 
 Value = Constant | Weight | Activation
@@ -147,31 +171,8 @@ def parameter(leaf: Leaf, shape: Shape) -> Weight:
     return Weight({leaf: ()}, varying_axes(shape))
 
 
-def varying_axes(shape: Shape) -> frozenset[int]:
-    """Axes along which an array of this shape can vary."""
-    return frozenset(axis for axis, size in enumerate(shape) if size > 1)
-
-
-def rearranged(weight: Weight, step: Step, shape: Shape) -> Weight:
-    """A weight after a rearrangement of elements into an array of this shape."""
-    views = {leaf: None if view is None else (*view, step) for leaf, view in weight.views.items()}
-    if step.kind == "transpose":
-        axes = frozenset(new for new, old in enumerate(step.argument) if old in weight.axes)
-    else:
-        axes = varying_axes(shape) if step.kind == "reshape" else weight.axes
-    return weight._replace(views=views, axes=axes)
-
-
-def mixed(weight: Weight, shape: Shape, cut: bool = False) -> Weight:
-    """A weight after an operation that loses track of single elements."""
-    return weight._replace(views=dict.fromkeys(weight.views), axes=varying_axes(shape), cut=weight.cut or cut)
-
-
-def joined_views(weights: list[tuple[Weight, Shape]], shape: Shape) -> Mapping[Leaf, View | None]:
-    """Views after an elementwise operation: those of operands that were not broadcast remain."""
-    views: dict[Leaf, View | None] = {}
-    for weight, own_shape in weights:
-        whole = math.prod(own_shape) == math.prod(shape)
-        for leaf, view in weight.views.items():
-            views[leaf] = views.get(leaf) or (view if whole else None)
-    return views
+def state(leaf: Leaf, shape: Shape, dtype: Any) -> Constant:
+    """An array of state; a real one with axes may be a running statistic."""
+    if not shape or not jnp.issubdtype(dtype, jnp.floating):
+        return CONSTANT
+    return Constant(Statistics({leaf: tuple((axis,) for axis in range(len(shape)))}))

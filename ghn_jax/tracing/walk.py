@@ -6,59 +6,139 @@ concatenations, attention and squeeze-excitation are nodes; all else hands on th
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax.extend import core
 
-from ghn_jax.graphs.graph import Shape
 from ghn_jax.tracing import rules
+from ghn_jax.tracing.arithmetic import StatisticInTree
 from ghn_jax.tracing.builder import Extracted, GraphBuilder
-from ghn_jax.tracing.contraction import constant, contracted, settled
-from ghn_jax.tracing.values import CONSTANT, Activation, Constant, Leaf, Value, Weight, parameter
+from ghn_jax.tracing.contraction import contracted, settled
+from ghn_jax.tracing.errors import UnsupportedModel
+from ghn_jax.tracing.statics import function_of_elements, shape_of
+from ghn_jax.tracing.values import (
+    Activation,
+    Constant,
+    Leaf,
+    Norm,
+    Statistics,
+    Value,
+    Weight,
+    parameter,
+    state,
+)
+from ghn_jax.tracing.views import Step
 
 Known = Mapping[core.Var, Value]
 
 
-class UnsupportedModel(ValueError):
-    """The graph of a model cannot be found."""
+class Output(NamedTuple):
+    """An output of a model that may be its logits.
+
+    Attributes:
+      place: which output of the traced function it is.
+      labels: its last axis.
+    """
+
+    place: int
+    labels: int
 
 
-def extract(
+class Constants:
+    """Arrays that a traced function closes over, as further leaves of its state."""
+
+    def __init__(self, first: int):
+        """`first` is the index of the first of them."""
+        self._first = first
+        self._places: dict[int, int] = {}
+        self.arrays: list[Any] = []
+
+    def leaf(self, array: Any) -> Leaf:
+        """An array as a leaf; the same one is the same leaf."""
+        if id(array) not in self._places:
+            self._places[id(array)] = self._first + len(self.arrays)
+            self.arrays.append(array)
+        return Leaf(self._places[id(array)])
+
+    def index(self, array: Any) -> int | None:
+        """Which leaf an array is; None if it is none."""
+        return self._places.get(id(array))
+
+
+class Walked(NamedTuple):
+    """What is found of a traced network.
+
+    Attributes:
+      extracted: its graph.
+      output: which of its outputs are the logits; None if all outputs count.
+      labels: number of classes that the logits have.
+      norms: those that use running statistics: leaves of its state or of `constants`.
+      constants: arrays that the traced function closes over; as leaves of state, they come after its own.
+      met: state that is added to a map, or multiplied with one.
+    """
+
+    extracted: Extracted
+    output: int | None
+    labels: int | None
+    norms: tuple[Norm, ...]
+    constants: Constants
+    met: frozenset[Leaf]
+
+
+def walk(
     jaxpr: core.ClosedJaxpr,
     inputs: Sequence[Value],
-    output: int,
+    outputs: Sequence[Output] | None,
     names: Sequence[str],
-    shapes: Sequence[Shape],
-    defined: Mapping[int, Value] | None = None,
-) -> Extracted:
-    """The graph of a traced network.
+    leaves: Sequence[jax.ShapeDtypeStruct],
+    defined: Mapping[int, Value],
+    num_states: int,
+) -> Walked:
+    """Finds the graph of a traced network.
 
     Args:
       jaxpr: the traced function.
       inputs: what each of its inputs is.
-      output: which of its outputs are the logits.
-      names, shapes: of the leaves of the tree of parameters.
+      outputs: what may be the logits: of several, one that ends in a classification layer. None for a network
+        without such a layer, all of whose outputs count.
+      names, leaves: of the tree of parameters.
       defined: what some outputs are known to be: a function that makes its own parameters returns them.
+      num_states: number of leaves of its state.
 
     Raises UnsupportedModel where parameters are used in ways that no graph describes.
     """
-    walk = _Walk(GraphBuilder(names, shapes))
-    known = _known_outputs(jaxpr.jaxpr, defined or {})
-    outputs = walk.closed(jaxpr, inputs, known)
-    logits = outputs[output]
-    if not isinstance(logits, Activation):
+    builder, constants = GraphBuilder(names, leaves), Constants(num_states)
+    results = _Walk(builder, constants).closed(jaxpr, inputs, known_outputs(jaxpr.jaxpr, defined))
+    norms = tuple(norm for norm in builder.norms if not norm.is_of_data)
+    met = frozenset(builder.met)
+    if outputs is None:
+        others = [value for place, value in enumerate(results) if place not in defined]
+        ends = [settled(builder, value).sources for value in others if isinstance(value, Activation)]
+        if not ends:
+            raise UnsupportedModel("`model`'s outputs do not depend on its input: give a network")
+        return Walked(builder.finish(frozenset[int]().union(*ends), None), None, None, norms, constants, met)
+    found: list[tuple[int, Output, frozenset[int]]] = []
+    for output in outputs:
+        logits = results[output.place]
+        if isinstance(logits, Activation):
+            sources = settled(builder, logits).sources
+            heads = builder.heads(sources, output.labels)
+            found.append((2 if heads.at_end else 1 if heads.nodes else 0, output, sources))
+    if not found:
         raise UnsupportedModel(
             "`model`'s output does not depend on its input: give a network that classifies"
         )
-    return walk.builder.finish(settled(walk.builder, logits).sources)
+    _, output, sources = max(found, key=lambda entry: entry[0])
+    return Walked(builder.finish(sources, output.labels), output.place, output.labels, norms, constants, met)
 
 
 class _Walk:
     """Runs jaxprs on abstract values."""
 
-    def __init__(self, builder: GraphBuilder):
-        self.builder = builder
+    def __init__(self, builder: GraphBuilder, constants: Constants):
+        self.builder, self.constants = builder, constants
 
     def closed(
         self, jaxpr: core.ClosedJaxpr | core.Jaxpr, args: Sequence[Value], known: Known
@@ -66,43 +146,48 @@ class _Walk:
         """The outputs of a jaxpr."""
         consts: list[Value] = []
         if isinstance(jaxpr, core.ClosedJaxpr):
-            consts = [Constant(state=jax.numpy.ndim(c) > 0) for c in jaxpr.consts]
+            consts = [constant(self.constants, array) for array in jaxpr.consts]
             jaxpr = jaxpr.jaxpr
         env: dict[core.Var, Value] = dict(zip(jaxpr.constvars, consts, strict=True))
         env.update(zip(jaxpr.invars, args, strict=True))
         env.update(known)
         for equation in jaxpr.eqns:
-            operands = [_read(env, atom) for atom in equation.invars]
+            operands = [read(env, atom) for atom in equation.invars]
             results = self._equation(equation, operands, known)
             for var, result in zip(equation.outvars, results, strict=True):
                 if var not in known:
                     env[var] = result
-        return [_read(env, atom) for atom in jaxpr.outvars]
+        return [read(env, atom) for atom in jaxpr.outvars]
 
     def _equation(self, equation: core.JaxprEqn, operands: list[Value], known: Known) -> Sequence[Value]:
         name, count = equation.primitive.name, len(equation.outvars)
         inside = {i: known[var] for i, var in enumerate(equation.outvars) if var in known}
-        if all(isinstance(value, Constant) for value in operands):
-            return [constant(name, operands)] * count  # of known outputs, nothing else is to be learned
-        if name == "scan":
-            return self._scan(equation, operands, inside)
-        if name == "cond":
-            return self._cond(equation, operands, inside)
-        if name == "while":
-            self._refuse_weights(operands, "a while loop", "use a Python loop or jax.lax.scan")
-            return [contracted(self.builder, operands, "while")] * count
-        if name in _CALLS:
-            body = next(equation.params[key] for key in _BODIES if key in equation.params)
-            return self.closed(body, operands, _known_outputs(_open(body), inside))
+        if len(inside) == count:
+            return list(inside.values())
+        if name in CALLS or name in ("scan", "cond", "while", "shard_map"):
+            if all(_is_idle(value) for value in operands):
+                return [Constant()] * count  # of known outputs, nothing else is to be learned
+            if name == "scan":
+                return self._scan(equation, operands, inside)
+            if name == "cond":
+                return self._cond(equation, operands, inside)
+            if name == "while":
+                self._refuse_weights(operands, "a while loop", "use a Python loop or jax.lax.scan")
+                return [contracted(self.builder, operands, "while")] * count
+            if equation.params.get("name") == "softplus" and isinstance(operands[0], Weight):
+                return [function_of_elements("softplus", operands[0])]
+            body = body_of(equation)
+            if name == "shard_map":
+                self._check_shards(equation, operands, open_jaxpr(body))
+            return self.closed(body, operands, known_outputs(open_jaxpr(body), inside))
         try:
-            results = rules.apply(self.builder, equation, operands)
-        except rules.CutParameter as error:
-            leaf = error.args[0]
+            return rules.apply(self.builder, equation, operands)
+        except StatisticInTree as error:
             raise UnsupportedModel(
-                f"parameter {self.builder.name(leaf)!r} reaches a convolution or linear layer in slices, each of "
-                "which would be a layer of its own: make them parameters of their own"
+                f"parameter {self.builder.name(error.args[0])!r} is used as a running variance, which is no "
+                "parameter: give running statistics apart, as ghn_jax.Function(apply, params, state) with "
+                "apply(params, state, images)"
             ) from None
-        return results
 
     def _scan(
         self, equation: core.JaxprEqn, operands: list[Value], inside: Mapping[int, Value]
@@ -116,39 +201,49 @@ class _Walk:
         outputs: list[Value] = []
         for i in reversed(range(length)) if params["reverse"] else range(length):
             slices = [
-                _unstacked(value, i, var.aval.shape)
+                unstacked(value, i, shape_of(var))
                 for value, var in zip(stacked, body.jaxpr.invars[carry_end:], strict=True)
             ]
             defined = {
-                place: _unstacked(value, i, _shape(body.jaxpr.outvars[place]))
+                place: unstacked(value, i, shape_of(body.jaxpr.outvars[place]))
                 for place, value in inside.items()
                 if place >= params["num_carry"]
             }
-            outputs = self.closed(body, [*consts, *carry, *slices], _known_outputs(body.jaxpr, defined))
+            outputs = self.closed(body, [*consts, *carry, *slices], known_outputs(body.jaxpr, defined))
             carry = outputs[: params["num_carry"]]
         return [*carry, *outputs[params["num_carry"] :]]
 
     def _cond(
         self, equation: core.JaxprEqn, operands: list[Value], inside: Mapping[int, Value]
     ) -> Sequence[Value]:
-        """Branches that agree are walked once; others may hold no parameters."""
-        branches = equation.params["branches"]
-        if len({str(branch) for branch in branches}) > 1:
+        """Branches that agree are walked once, as is one that is known; others may hold no parameters."""
+        branches, which = equation.params["branches"], operands[0]
+        number = 0
+        if isinstance(which, Constant) and which.value is not None:
+            number = min(max(int(which.value), 0), len(branches) - 1)
+        elif len({str(branch) for branch in branches}) > 1:
             self._refuse_weights(operands, "a conditional", "decide in Python")
             return [contracted(self.builder, operands, "cond")] * len(equation.outvars)
-        return self.closed(branches[0], operands[1:], _known_outputs(branches[0].jaxpr, inside))
+        branch = branches[number]
+        return self.closed(branch, operands[1:], known_outputs(branch.jaxpr, inside))
+
+    def _check_shards(self, equation: core.JaxprEqn, operands: Sequence[Value], body: core.Jaxpr) -> None:
+        """A parameter that is cut into shards is more than what the layer inside sees."""
+        for value, atom, var in zip(operands, equation.invars, body.invars, strict=True):
+            if isinstance(value, Weight) and shape_of(atom) != shape_of(var):
+                self._refuse_weights([value], "a shard_map that cuts it", "replicate it, or use jax.jit")
 
     def _refuse_weights(self, operands: Sequence[Value], where: str, remedy: str) -> None:
         leaves = [leaf for value in operands if isinstance(value, Weight) for leaf in value.views]
         if leaves:
             raise UnsupportedModel(
-                f"parameter {self.builder.name(leaves[0])!r} is used in {where}, whose graph depends on "
-                f"values: {remedy}"
+                f"parameter {self.builder.name(leaves[0])!r} is used in {where}, whose graph cannot be known: "
+                f"{remedy}"
             )
 
 
 _BODIES = ("jaxpr", "call_jaxpr", "fun_jaxpr")
-_CALLS = frozenset(
+CALLS = frozenset(
     {
         "jit",
         "pjit",
@@ -164,30 +259,67 @@ _CALLS = frozenset(
 )
 
 
-def _open(jaxpr: core.ClosedJaxpr | core.Jaxpr) -> core.Jaxpr:
+def body_of(equation: core.JaxprEqn) -> core.ClosedJaxpr | core.Jaxpr:
+    """What a call runs."""
+    return next(equation.params[key] for key in _BODIES if key in equation.params)
+
+
+def open_jaxpr(jaxpr: core.ClosedJaxpr | core.Jaxpr) -> core.Jaxpr:
+    """A jaxpr without its constants."""
     return jaxpr.jaxpr if isinstance(jaxpr, core.ClosedJaxpr) else jaxpr
 
 
-def _known_outputs(jaxpr: core.Jaxpr, defined: Mapping[int, Value]) -> dict[core.Var, Value]:
+def known_outputs(jaxpr: core.Jaxpr, defined: Mapping[int, Value]) -> dict[core.Var, Value]:
     """Variables that are known beforehand, as outputs of a jaxpr."""
     outputs = jaxpr.outvars
     return {var: value for i, value in defined.items() if isinstance(var := outputs[i], core.Var)}
 
 
-def _unstacked(value: Value, i: int, shape: tuple[int, ...]) -> Value:
+def constant(constants: Constants, array: Any) -> Constant:
+    """An array that a function closes over."""
+    if not hasattr(array, "dtype") or jnp.issubdtype(array.dtype, jnp.floating):
+        return state(constants.leaf(array), jnp.shape(array), jnp.result_type(array))
+    return Constant()
+
+
+def unstacked(value: Value, i: int, shape: tuple[int, ...]) -> Value:
     """The slice that an iteration sees."""
-    if not isinstance(value, Weight):
+    if isinstance(value, Activation):
         return value
+    if isinstance(value, Constant):
+        known = None if value.value is None else value.value[i]
+        return Constant(_unstacked_statistics(value.statistics, i), known)
     leaves = list(value.views)
     if len(leaves) == 1 and value.views[leaves[0]] == ():
         (leaf,) = leaves
         return parameter(Leaf(leaf.index, (*leaf.place, i)), shape)
-    return value._replace(views=dict.fromkeys(value.views), cut=True)
+    cut = (
+        Step("slice", ((i, i + 1, 1), *((0, size, 1) for size in shape))),
+        Step("reshape", shape),
+    )
+    views = {leaf: None if view is None else (*view, *cut) for leaf, view in value.views.items()}
+    axes = frozenset(axis - 1 for axis in value.axes if axis > 0)
+    return value._replace(views=views, axes=axes, statistics=_unstacked_statistics(value.statistics, i))
 
 
-def _shape(atom: Any) -> tuple[int, ...]:
-    return tuple(atom.aval.shape)
+def _unstacked_statistics(statistics: Statistics, i: int) -> Statistics:
+    """State that is stacked whole, layer by layer, is that of one layer."""
+    axes = {}
+    for leaf, old in statistics.axes.items():
+        if old is not None and old[:1] == ((0,),):
+            rest = tuple(tuple(axis - 1 for axis in part) for part in old[1:])
+            axes[Leaf(leaf.index, (*leaf.place, i))] = rest
+        else:
+            axes[leaf] = None
+    roots = frozenset(leaf for leaf in axes if any(leaf.index == root.index for root in statistics.roots))
+    return statistics._replace(axes=axes, roots=roots)
 
 
-def _read(env: Mapping[core.Var, Value], atom: Any) -> Value:
-    return CONSTANT if isinstance(atom, core.Literal) else env[atom]
+def _is_idle(value: Value) -> bool:
+    """Whether nothing is to be learned of what is made of a value."""
+    return isinstance(value, Constant) and not value.statistics.axes and value.value is None
+
+
+def read(env: Mapping[core.Var, Any], atom: Any) -> Any:
+    """The value of a variable or literal."""
+    return Constant(value=atom.val) if isinstance(atom, core.Literal) else env[atom]

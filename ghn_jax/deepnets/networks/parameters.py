@@ -77,3 +77,12 @@ def from_params(params: Mapping[str, Any]) -> dict[str, np.ndarray]:
             kind, array = "weight", array.transpose(_WEIGHTS[array.ndim].to_torch)
         tensors[".".join([*path, kind]).replace(".in_proj.", ".in_proj_")] = array
     return tensors
+
+
+def from_batch_stats(batch_stats: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """The buffers of a network's batch norms as PyTorch has them, by public name: its loading asks for all of them."""
+    tensors = {}
+    for (*path, leaf), value in traverse_util.flatten_dict(dict(batch_stats)).items():
+        tensors[".".join([*path, f"running_{leaf}"])] = np.asarray(value)
+        tensors[".".join([*path, "num_batches_tracked"])] = np.zeros((), np.int64)
+    return tensors
