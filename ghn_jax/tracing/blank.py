@@ -30,8 +30,9 @@ class BlankParameters(Scope):
         if not known or not init_args:
             return super().param(name, init_fn, *init_args, unbox=unbox, **kwargs)
         self.reserve(name, "params")
-        dtype = init_args[1] if len(init_args) > 1 else _default_dtype(init_fn)
-        self.put_variable("params", name, jax.lax.full(init_args[0], 0, dtype))
+        shape, *given = init_args
+        dtype = given[0] if given else _default_dtype(init_fn)
+        self.put_variable("params", name, jax.lax.full(shape, 0, dtype))
         return self.get_variable("params", name)
 
 
