@@ -19,7 +19,8 @@ from ghn_jax.pretrained import TrainedGHN
 from ghn_jax.tracing.batch_norm import fill_running_statistics
 from ghn_jax.training.checkpoint import RunCheckpoints
 from ghn_jax.training.meta import TrainState
-from ghn_jax.training.progress import Clock, MetricsFile
+from ghn_jax.training.progress import Clock
+from ghn_jax.training.workdir import MetricsFile
 
 
 class NonFiniteLoss(ValueError):
@@ -118,17 +119,21 @@ def train(
     identity = identity | recipe.identity() | {"last_step": last_step, "parameters": _shapes(params)}
     checkpoints = RunCheckpoints(workdir) if workdir else None
     progress: dict[str, Any] = {"images": {}}
+    mark = None
+    for remark in checkpoints.heal() if checkpoints else ():
+        say(f"note: {remark}")
     fresh = checkpoints is None or checkpoints.latest_step() is None
     if checkpoints is not None and not fresh:
         saved = checkpoints.meta()
         _check_same_run(workdir, identity, saved.get("finetuned"))
         progress |= saved["progress"]
+        mark = saved["metrics"]
         begin = _restored(checkpoints.restore(_saved(begin)), begin)
         say(f"resuming {workdir} after step {int(begin.step)}")
     first_step = int(begin.step)
     file = workdir / "metrics.jsonl" if workdir else None
-    tested = [] if fresh or file is None else read_tests(file, first_step)
-    metrics = MetricsFile(file, -1 if fresh else first_step)
+    metrics = MetricsFile(file, mark)
+    tested = [] if file is None else read_tests(file, first_step)
     batches = data.batches(batch_size, recipe.seed, first_step, progress["images"])
     batch = batches(first_step) if first_step < last_step else None
     if fresh and batch is not None and jax.tree.leaves(begin.state):
@@ -152,10 +157,13 @@ def train(
 
     def save() -> None:
         if checkpoints is not None:
-            checkpoints.save(_saved(jax.device_get(now)), {"finetuned": identity, "progress": progress})
+            meta = {"finetuned": identity, "progress": progress, "metrics": metrics.mark()}
+            checkpoints.save(_saved(jax.device_get(now)), meta)
 
     with contextlib.closing(metrics), contextlib.closing(data):
-        if fresh and 0 in tests:
+        if fresh:  # so that there never are metrics without a checkpoint
+            save()
+        if first_step == 0 and 0 in tests:
             test()
         clock = Clock(first_step, last_step)
         for step in range(first_step, last_step):

@@ -14,6 +14,16 @@ def check_name(name: str) -> None:
         raise unknown_name("dataset", name, [*DATASETS, *STREAMED])
 
 
+def absolute(name: str) -> str:
+    """The same name, in a form that means the same in another working directory.
+
+    Raises ValueError for one that `load` does not know.
+    """
+    check_name(name)
+    kind, _, path = name.partition(":")
+    return f"folder:{pathlib.Path(path).expanduser().absolute()}" if kind == "folder" and path else name
+
+
 def load(name: str, data_dir: pathlib.Path | None = None) -> ImageDataset | StreamedDataset:
     """Opens an image set: one of `DATASETS`, or of the forms in `STREAMED`.
 

@@ -6,8 +6,11 @@ restart changes which images follow.
 """
 
 import functools
+import multiprocessing
 import os
 import shutil
+import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +21,7 @@ from jaxtyping import Bool, Int32, UInt8
 
 from ghn_jax.images.examples import DamagedImage, Source
 from ghn_jax.images.sources import StreamedDataset
+from ghn_jax.runtime import signals
 from ghn_jax.runtime.extras import extra
 
 with extra("train"):
@@ -277,8 +281,23 @@ def _start(batches: grain.MapDataset[Batch], num_workers: int) -> grain.DatasetI
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()  # grain asks absl, which our commands do without
         workers = min(num_workers, len(batches))
-        ahead = ahead.mp_prefetch(grain.MultiprocessingOptions(workers, per_worker_buffer_size=1))
+        one_ahead = grain.MultiprocessingOptions(workers, per_worker_buffer_size=1)
+        ahead = ahead.mp_prefetch(one_ahead, worker_init_fn=_follow_parent)
     return iter(ahead)
+
+
+def _follow_parent(*_: int) -> None:
+    """In a worker: leaves signals to the process that started it, and ends when that one has, however it died."""
+    for number in signals.ASKING:
+        signal.signal(number, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+
+    def follow() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)  # its shared memory is then freed by Python's resource tracker
+
+    threading.Thread(target=follow, daemon=True).start()
 
 
 def _take(iterator: grain.DatasetIterator[Batch], num_workers: int) -> Batch:

@@ -1,12 +1,19 @@
 """What the commands share: options from the command line, and errors as one line."""
 
 import contextlib
+import dataclasses
+import io
+import itertools
+import logging
+import os
+import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator
-from typing import TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar, cast
 
-from ghn_jax.runtime import memory
+from ghn_jax.runtime import memory, signals
+from ghn_jax.runtime.errors import unknown_name
 from ghn_jax.runtime.extras import extra
 
 Options = TypeVar("Options")
@@ -15,31 +22,66 @@ Options = TypeVar("Options")
 def run(options: type[Options], main: Callable[[Options], None]) -> None:
     """Parses `options` from the command line and calls `main`, in `errors_as_lines`."""
     memory.reuse_freed_memory()
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax logs a traceback of what it raises too
     with errors_as_lines():
-        with extra("train"):
-            import tyro
-        main(tyro.cli(options, config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagConversionOff)))
+        main(parse(options, sys.argv[1:]))
+
+
+def parse(options: type[Options], arguments: Sequence[str]) -> Options:
+    """Options from the command line; `--help` prints them and ends the process.
+
+    Raises ValueError for an unknown option, and a value that is empty or of another type.
+    """
+    with extra("train"):
+        import tyro
+
+    names = [field.name for field in dataclasses.fields(cast(Any, options))]
+    for argument in arguments:
+        name, equals, value = argument.removeprefix("--").partition("=")
+        if argument.startswith("--") and name.replace("-", "_") not in (*names, "help"):
+            raise unknown_name("option", f"--{name}", [f"--{name}" for name in names])
+        if equals and not value:
+            raise ValueError(f"`{name}` is empty: give a value, or leave --{name} out")
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            config = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagConversionOff)
+            return tyro.cli(options, args=arguments, config=config)
+    except SystemExit as ended:
+        if not ended.code:
+            raise
+    # tyro draws a box; the first paragraph in it says what is wrong
+    inside = [line.strip("│ ") for line in said.getvalue().splitlines()[1:]]
+    first = itertools.takewhile(lambda line: line and not line.startswith(("─", "╰")), inside)
+    raise ValueError(f"{' '.join(first)} --help lists the options")
 
 
 @contextlib.contextmanager
 def errors_as_lines() -> Iterator[None]:
-    """Ends the process with the exit code of `report` for what is the user's to mend, and for Ctrl-C."""
+    """Ends the process with the exit code of `report` for what is the user's to mend, and for signals."""
     try:
-        yield
-    except (ValueError, OSError, KeyboardInterrupt) as error:
+        with signals.raised():
+            yield
+    except KeyboardInterrupt as error:
+        code = report(error)
+        sys.stdout.flush()
+        os._exit(code)  # threads that compile would have to be waited for
+    except (ValueError, OSError) as error:
         raise SystemExit(report(error)) from None
 
 
 def report(error: BaseException) -> int:
     """Prints what ended a command, and returns its exit code.
 
-    A ValueError or OSError is the user's to mend: one line and 2. Ctrl-C is 130. All else is a bug: a traceback and 1.
+    A ValueError or OSError is the user's to mend: one line and 2. A signal is 128 and its number. All else is a bug: a
+    traceback and 1.
     """
     if isinstance(error, ValueError | OSError):
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
         return 2
     if isinstance(error, KeyboardInterrupt):
-        print("interrupted; the same command goes on where it stopped", file=sys.stderr, flush=True)
-        return 130
+        interrupted = error if isinstance(error, signals.Interrupted) else signals.Interrupted(signal.SIGINT)
+        print(interrupted, file=sys.stderr, flush=True)
+        return interrupted.code
     traceback.print_exception(error)
     return 1

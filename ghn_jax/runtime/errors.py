@@ -1,6 +1,7 @@
 """Helpers for messages that name the argument, its value and a remedy."""
 
 import difflib
+import math
 from collections.abc import Iterable
 
 
@@ -10,3 +11,19 @@ def unknown_name(argument: str, value: object, valid: Iterable[str]) -> ValueErr
     nearest = difflib.get_close_matches(str(value), names, n=3, cutoff=0.4)
     hint = f"did you mean {' or '.join(repr(n) for n in nearest)}? " if nearest else ""
     return ValueError(f"`{argument}` (={value!r}) is unknown: {hint}valid are {', '.join(names)}")
+
+
+LARGEST = 2**31 - 1
+"""The largest integer that an option takes: arrays count in 32 bits."""
+
+
+def check_range(
+    argument: str, value: float | None, least: float, most: float = LARGEST, above: bool = False
+) -> None:
+    """Raises ValueError for a number outside least..most, or not `above` the least; None passes."""
+    if value is None or (math.isfinite(value) and least <= value <= most and not (above and value == least)):
+        return
+    if value < least == 0 and not above:
+        raise ValueError(f"`{argument}` (={value}) must not be negative")
+    bound = "positive" if above else f"at least {least}"
+    raise ValueError(f"`{argument}` (={value}) must be {bound}, and at most {most}")

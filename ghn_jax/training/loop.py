@@ -2,7 +2,7 @@
 
 import contextlib
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -13,17 +13,20 @@ from ghn_jax.deepnets.lowering import lower
 from ghn_jax.evaluation.accuracy import BATCH_SIZE, network_accuracy, predict_flat
 from ghn_jax.executor import lanes
 from ghn_jax.images.damage import DamageList
+from ghn_jax.images.identity import Identity
 from ghn_jax.images.loading import load
 from ghn_jax.images.resident import ImageDataset
 from ghn_jax.images.sources import StreamedDataset
 from ghn_jax.models import config
 from ghn_jax.models.templates import deepnets_templates
-from ghn_jax.runtime import compilation, memory
+from ghn_jax.runtime import compilation, devices, memory, signals
+from ghn_jax.runtime.errors import LARGEST
 from ghn_jax.training import executors, feed, meta, prepare, processes
 from ghn_jax.training.checkpoint import RunCheckpoints
 from ghn_jax.training.options import TrainOptions
 from ghn_jax.training.pmapped import replicate, unreplicate
-from ghn_jax.training.progress import Clock, MetricsFile
+from ghn_jax.training.progress import Clock
+from ghn_jax.training.workdir import MetricsFile, locked
 
 _VAL_BATCHES = 10
 """Batches of held-out images that judge a checkpoint."""
@@ -37,39 +40,59 @@ def train(options: TrainOptions) -> None:
     """Meta-trains a GHN, from the latest checkpoint in the work directory if there is one.
 
     Raises ValueError (nothing is written then) for options that do not fit each other, the data or the checkpoint,
-    and NonFiniteLoss after too many skipped steps in a row.
+    NonFiniteLoss after too many skipped steps in a row, OSError where a file cannot be written, and
+    signals.Interrupted, with everything saved, when asked to end.
     """
     options = options.resolve()
     if options.executor != "fused":
         lanes.share_cores()
-    with processes.joined(options.coordinator, options.num_processes, options.process_id):
-        _train(options)
+    members = processes.joined(options.coordinator, options.num_processes, options.process_id)
+    with members, contextlib.ExitStack() as owned:
+        devices.check()
+        compilation.use_persistent_cache(options.compilation_cache)
+        _train(_plan(options), owned)
 
 
-def _train(options: TrainOptions) -> None:
+class _Plan(NamedTuple):
+    """What is known before anything is written; `unvalidated` for want of held-out images."""
+
+    options: TrainOptions
+    dataset: ImageDataset | StreamedDataset
+    config: config.GHNConfig
+    horizon: int
+    last_step: int
+    unvalidated: bool
+
+
+def _plan(options: TrainOptions) -> _Plan:
     assert options.meta_batch_size
-    compilation.use_persistent_cache(options.compilation_cache)
+    prepare.check_divides(options.meta_batch_size, jax.device_count())
+    dataset = load(options.dataset, options.data_dir)
+    fitted = options.fitted(len(dataset.train), len(dataset.val))
+    assert fitted.batch_size and fitted.epochs
+    horizon = fitted.epochs * (len(dataset.train) // fitted.batch_size)
+    if horizon > LARGEST:
+        raise ValueError(
+            f"`epochs` (={options.epochs}) are {horizon} steps: at most {LARGEST} can be counted"
+        )
+    ghn_config = config.preset(options.preset, dataset.num_classes, dataset.image_size)
+    last_step = min(horizon, options.steps or horizon)
+    unvalidated = options.val_archs is None and not fitted.val_archs
+    return _Plan(fitted, dataset, ghn_config, horizon, last_step, unvalidated)
+
+
+def _train(plan: _Plan, owned: contextlib.ExitStack) -> None:
+    options, dataset, ghn_config, horizon, last_step, unvalidated = plan
+    assert options.workdir and options.meta_batch_size and options.batch_size and options.clip
     counter = compilation.CompilationCounter()
     counter.register()
-    num_devices = jax.device_count()
     leads = jax.process_index() == 0
-    prepare.check_divides(options.meta_batch_size, num_devices)
 
     def say(text: str) -> None:
         if leads:
             print(text, flush=True)
 
-    # -- data and model --------------------------------------------------------------------------------------
-    dataset = load(options.dataset, options.data_dir)
-    unvalidated = options.val_archs is None and len(dataset.val) < BATCH_SIZE
-    options = options.fitted(len(dataset.train), len(dataset.val))
-    assert (
-        options.workdir and options.meta_batch_size and options.batch_size and options.epochs and options.clip
-    )
-    steps_per_epoch = len(dataset.train) // options.batch_size
-    horizon = options.epochs * steps_per_epoch
-    last_step = min(horizon, options.steps or horizon)
-    ghn_config = config.preset(options.preset, dataset.num_classes, dataset.image_size)
+    # -- model -----------------------------------------------------------------------------------------------
     templates = deepnets_templates(ghn_config, dataset.image_size)
     recipe = options.full_recipe()
     optimizer = recipe.make_optimizer(last_step if recipe.schedule == "cosine" else horizon)
@@ -83,16 +106,27 @@ def _train(options: TrainOptions) -> None:
     state = meta.init_state(ghn_config, optimizer, init_key, recipe)
 
     # -- resume: checkpoint (options must agree), then the metrics up to it ------------------------------------
+    if leads:
+        owned.enter_context(locked(options.workdir))
     checkpoints = RunCheckpoints(options.workdir)
-    progress: dict[str, Any] = {"best_top1": -1.0, "images": {}}
-    if checkpoints.latest_step() is not None:
+    for remark in checkpoints.heal() if leads else ():
+        say(f"note: {remark}")
+    processes.wait_for_others("healed")
+    progress: dict[str, Any] = {"best_top1": -1.0, "images": {}, "to_validate": False}
+    mark = None
+    fresh = checkpoints.latest_step() is None
+    if not fresh:
         saved = checkpoints.meta()
-        _check_same_run(options, saved["options"])
-        state, progress = checkpoints.restore(state), progress | saved["progress"]
+        _check_same_run(options, ghn_config, dataset.identity, saved)
+        state, progress, mark = checkpoints.restore(state), progress | saved["progress"], saved["metrics"]
         if options.change_options:  # perhaps those of the images
             progress["images"] = {}
+        if not checkpoints.has_best():  # or it was set aside
+            progress["best_top1"] = -1.0
         say(f"resuming {options.workdir} after step {int(state.step)}")
+    processes.wait_for_others("resumed")
     first_step = int(state.step)
+    metrics = MetricsFile(options.workdir / "metrics.jsonl" if leads else None, mark)
     next_images = feed.open_feed(
         dataset,
         options.batch_size,
@@ -103,22 +137,33 @@ def _train(options: TrainOptions) -> None:
         options.num_workers,
         DamageList(options.workdir / "damaged_images.txt" if leads else None),
     )
-    metrics = MetricsFile(options.workdir / "metrics.jsonl" if leads else None, first_step)
     state = replicate(state, jax.devices())
 
-    def save() -> None:
+    def save(validate: bool) -> None:
+        """Writes a checkpoint, unless the last step was skipped: its loss says that something may be wrong."""
         single = unreplicate(state)
-        info = _info(options, int(single.step))
-        meta_data = {"options": options.identity(), "config": dataclasses.asdict(ghn_config), "info": info}
-        if options.val_archs:
+        step = int(single.step)
+        if int(single.skipped):
+            say(f"step {step} was skipped: no checkpoint")
+            return
+        info = options.identity() | {"steps": step, "architectures": step * (options.meta_batch_size or 0)}
+        best = False
+        if validate:
             val_top1 = _validate(ghn_config, single.best_params, dataset, options)
             # rounding may differ between processes, which must agree on what is best
             info["val_top1"] = float(multihost_utils.broadcast_one_to_all(np.float32(val_top1)))
-            metrics.write(step=int(single.step), val_top1=info["val_top1"])
-            if info["val_top1"] > progress["best_top1"]:
-                progress["best_top1"] = info["val_top1"]
-                checkpoints.save(single, meta_data | {"progress": progress}, best=True)
-        checkpoints.save(single, meta_data | {"progress": progress})
+            metrics.write(step=step, val_top1=info["val_top1"])
+            best = info["val_top1"] > progress["best_top1"]
+            progress["best_top1"] = max(info["val_top1"], progress["best_top1"])
+        if leads:
+            meta_data = {
+                "options": options.identity(),
+                "config": dataclasses.asdict(ghn_config),
+                "info": info,
+                "data": dataset.identity.to_dict(),
+            }
+            meta_data |= {"progress": progress, "metrics": metrics.mark()}
+            checkpoints.save(single, meta_data, best)
 
     # -- the loop --------------------------------------------------------------------------------------------
     def draw(step: int) -> sampling.MetaBatch:
@@ -128,8 +173,10 @@ def _train(options: TrainOptions) -> None:
         )
 
     say(
-        f"{options.preset} on {options.dataset}: steps {first_step} to {last_step}, {options.meta_batch_size} "
-        f"architectures x {options.batch_size} images a step, {num_devices} device(s) -> {options.workdir}"
+        f"{options.preset} on {options.dataset} ({len(dataset.train):,} images of {dataset.num_classes} classes at "
+        f"{dataset.image_size} pixels): steps {first_step} to {last_step}, {options.meta_batch_size} architectures x "
+        f"{options.batch_size} images a step, {jax.device_count()} device(s) ({jax.devices()[0].device_kind}) -> "
+        f"{options.workdir}"
     )
     for note in dataset.notes:
         say(f"note: {note}")
@@ -142,10 +189,16 @@ def _train(options: TrainOptions) -> None:
     with (
         contextlib.closing(metrics),
         contextlib.closing(next_images),
+        signals.noted("saving when this step is done; once more ends at once") as request,
         contextlib.closing(
             prepare.prefetch(lambda step: executor.prepare(draw(step)), first_step, last_step)
         ) as batches,
     ):
+        if fresh:  # so that there never are metrics without a checkpoint
+            save(validate=False)
+        elif progress["to_validate"]:
+            progress["to_validate"] = False
+            save(validate=True)
         for step, batch in enumerate(batches, start=first_step):
             x, y = next_images(step)
             try:
@@ -165,16 +218,17 @@ def _train(options: TrainOptions) -> None:
                 top1=accuracy,
                 gradient_norm=norm,
                 architectures=(step + 1) * options.meta_batch_size,
-                seconds=round(clock.seconds, 3),
-                compilations=counter.count,
-                compilation_seconds=round(counter.seconds, 3),
+                seconds=round(metrics.before["seconds"] + clock.seconds, 3),
+                compilations=metrics.before["compilations"] + counter.count,
+                compilation_seconds=round(metrics.before["compilation_seconds"] + counter.seconds, 3),
                 skipped=int(state.skipped[0]),
                 damaged_images=next_images.damaged,
             )
             if int(state.skipped[0]) >= options.max_skipped:
                 raise NonFiniteLoss(
                     f"`loss` (={loss}) or its gradient was not finite for {options.max_skipped} steps in a row, up to "
-                    f"step {step + 1}: lower --learning_rate, or change --seed; checkpoints are as before"
+                    f"step {step + 1}: {_before(checkpoints, step + 1 - options.max_skipped, leads)}; give a lower "
+                    "--learning_rate, with --change_options=True"
                 )
             if (step + 1) % options.log_every == 0 or step + 1 == last_step:
                 rate = clock.rate * options.meta_batch_size
@@ -182,8 +236,16 @@ def _train(options: TrainOptions) -> None:
                     f"step {step + 1}/{last_step}  loss {loss:.3f}  top1 {accuracy:.1f}%  {rate:.2f} architectures/s  "
                     f"{counter.count} compilations  ETA {clock.eta}"
                 )
-            if (step + 1) % options.checkpoint_every == 0 or step + 1 == last_step:
-                save()
+            due = (step + 1) % options.checkpoint_every == 0 or step + 1 == last_step
+            number = processes.largest(request.number)
+            if due or number:
+                # asked to end, the run leaves the validation, which takes long, to the next start
+                progress["to_validate"] = bool(due and number and options.val_archs)
+                save(validate=bool(due and not number and options.val_archs))
+            if number:
+                raise signals.Interrupted(
+                    number, f"saved after step {step + 1}; the same command goes on from there"
+                )
     best = f", best val top-1 {progress['best_top1']:.1f}%" if options.val_archs else ""
     damaged = (
         f", {next_images.damaged} damaged images replaced (see damaged_images.txt)"
@@ -193,21 +255,40 @@ def _train(options: TrainOptions) -> None:
     say(f"done: {last_step} steps{best}{damaged}, in {options.workdir}")
 
 
-def _check_same_run(options: TrainOptions, saved: dict[str, Any]) -> None:
+def _check_same_run(
+    options: TrainOptions, ghn_config: config.GHNConfig, data: Identity, saved: dict[str, Any]
+) -> None:
+    """Raises ValueError unless the checkpoint is of this run, or of one that it may go on from."""
+    where = f"`workdir` (={str(options.workdir)!r}) holds a run"
     now = options.identity()
-    saved = {"recipe": "published"} | saved  # before there were others
-    before = {name: saved.get(name, getattr(TrainOptions, name)) for name in now}  # an option may be new
+    saved_options = {"recipe": "published"} | saved["options"]  # before there were others
+    before = {name: saved_options.get(name, getattr(TrainOptions, name)) for name in now}  # may be new
     differences = [f"--{k} was {before[k]}, is {v}" for k, v in now.items() if before[k] != v]
+    ghn = {name: saved["config"].get(name, value) for name, value in dataclasses.asdict(ghn_config).items()}
+    changes = [f"{k} was {ghn[k]}, is {v}" for k, v in dataclasses.asdict(ghn_config).items() if ghn[k] != v]
+    changed_data = data.changes(saved["data"])
+    if changes:
+        raise ValueError(
+            f"{where} of another GHN ({'; '.join(changes + changed_data)}): give another --workdir"
+        )
     if differences and not options.change_options:
         raise ValueError(
-            f"`workdir` (={str(options.workdir)!r}) holds a run with other options ({'; '.join(differences)}): "
+            f"{where} with other options ({'; '.join(differences)}): "
             "use those, another --workdir, or --change_options=True"
+        )
+    if changed_data and not options.change_options:
+        raise ValueError(
+            f"{where} on other images ({'; '.join(changed_data)}): give those, another --workdir, or "
+            "--change_options=True"
         )
 
 
-def _info(options: TrainOptions, step: int) -> dict[str, Any]:
-    """How weights were made, to be kept beside them."""
-    return options.identity() | {"steps": step, "architectures": step * (options.meta_batch_size or 0)}
+def _before(checkpoints: RunCheckpoints, last_good_step: int, leads: bool) -> str:
+    """Which checkpoint the next start goes on from: not the latest, if nothing but skipped steps came after it."""
+    latest = checkpoints.latest_step() or 0
+    if leads and latest >= last_good_step and latest > 0:
+        return checkpoints.set_aside(latest, "diverged")
+    return f"the latest checkpoint is from before, of step {latest}"
 
 
 def _validate(

@@ -47,7 +47,7 @@ class TrainState(NamedTuple):
       params: weights of the GHN.
       opt_state: state of the optimiser.
       step: steps taken, skipped ones included.
-      skipped: steps skipped in a row because the loss or the gradient was not finite.
+      skipped: steps skipped in a row because the loss, the gradient or the new weights were not finite.
       average: exponential average of the weights, if the recipe keeps one.
     """
 
@@ -179,11 +179,12 @@ def _clipped(gradients: Gradients, largest: float) -> Gradients:
 def _apply(
     optimizer, state: TrainState, gradient: Params, loss: Array, top1: Array, average: float | None
 ) -> tuple[TrainState, Metrics]:
-    """Updates the weights, unless loss or gradient is not finite: then the step is skipped and counted."""
+    """Updates the weights, unless loss, gradient or new weights are not finite: the step is then skipped."""
     norm = optax.tree.norm(gradient)
-    finite = jnp.isfinite(loss) & jnp.isfinite(norm)
     updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
+    # the norm of weights overflows long before they do
+    finite = jnp.isfinite(jnp.stack([loss, norm, optax.tree.norm(params)])).all() & _all_finite(opt_state)
     params, opt_state = jax.tree.map(
         lambda new, old: jnp.where(finite, new, old), (params, opt_state), (state.params, state.opt_state)
     )
@@ -195,6 +196,10 @@ def _apply(
         averaged = jax.tree.map(lambda a, p: decay * a + (1 - decay) * p, state.average, params)
     skipped = jnp.where(finite, 0, state.skipped + 1)
     return TrainState(params, opt_state, state.step + 1, skipped, averaged), Metrics(loss, top1, norm)
+
+
+def _all_finite(tree: Any) -> Array:
+    return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()
 
 
 def meta_step(

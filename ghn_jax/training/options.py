@@ -5,10 +5,11 @@ import pathlib
 import re
 from typing import Any
 
+from ghn_jax.deepnets.sampling import SPLITS
 from ghn_jax.evaluation.accuracy import BATCH_SIZE
-from ghn_jax.images.loading import check_name
+from ghn_jax.images.loading import absolute
 from ghn_jax.models.config import PRESETS
-from ghn_jax.runtime.errors import unknown_name
+from ghn_jax.runtime.errors import LARGEST, check_range, unknown_name
 from ghn_jax.training import recipes
 from ghn_jax.training.executors import EXECUTORS, PRECISIONS
 
@@ -25,6 +26,25 @@ _STEPS_PER_EPOCH = 10
 """Without a batch size of its own, a set has the largest power of two that leaves as many steps an epoch."""
 
 _VAL_ARCHS = 4
+
+_AT_LEAST_1, _FROM_0 = (1, LARGEST), (0, LARGEST)
+_RANGES = {
+    "meta_batch_size": _AT_LEAST_1,
+    "batch_size": _AT_LEAST_1,
+    "micro_batch_size": _AT_LEAST_1,
+    "epochs": _AT_LEAST_1,
+    "steps": _AT_LEAST_1,
+    "learning_rate": (0, 10.0, True),
+    "weight_decay": (0, 10.0),
+    "clip": (0, 1e6, True),
+    "seed": _FROM_0,
+    "num_workers": (0, 1024),
+    "log_every": _AT_LEAST_1,
+    "checkpoint_every": _AT_LEAST_1,
+    "val_archs": (0, SPLITS["val"].size),
+    "max_skipped": _AT_LEAST_1,
+}
+"""Least and most, and whether it must be above the least."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +118,7 @@ class TrainOptions:
 
         Raises ValueError for an unknown name and for a number out of range.
         """
-        check_name(self.dataset)
+        dataset = absolute(self.dataset)
         if self.preset not in PRESETS:
             raise unknown_name("preset", self.preset, PRESETS)
         if self.executor not in EXECUTORS:
@@ -113,31 +133,14 @@ class TrainOptions:
         }
         recipe = recipes.recipe(self.recipe or defaults["recipe"])
         defaults |= {name: getattr(recipe, name) for name in ("learning_rate", "weight_decay", "clip")}
-        missing = {name: value for name, value in defaults.items() if getattr(self, name) is None}
-        options = dataclasses.replace(self, **missing)
-        for name in (
-            "meta_batch_size",
-            "batch_size",
-            "micro_batch_size",
-            "epochs",
-            "steps",
-            "log_every",
-            "checkpoint_every",
-            "max_skipped",
-        ):
-            value = getattr(options, name)
-            if value is not None and value < 1:
-                raise ValueError(f"`{name}` (={value}) must be at least 1")
+        given: dict[str, Any] = {name: value for name, value in vars(self).items() if value is not None}
+        given |= {name: path.expanduser() for name, path in given.items() if isinstance(path, pathlib.Path)}
+        options = dataclasses.replace(self, **(defaults | given | {"dataset": dataset}))
+        for name, limits in _RANGES.items():
+            check_range(name, getattr(options, name), *limits)
         options._check_micro_batch()
         if not 0.0 <= (options.label_smoothing or 0.0) < 1.0:
             raise ValueError(f"`label_smoothing` (={options.label_smoothing}) must be in 0..1, below 1")
-        for name, value in (("learning_rate", options.learning_rate), ("clip", options.clip)):
-            if value is None or not value > 0:
-                raise ValueError(f"`{name}` (={value}) must be positive")
-        for name in ("weight_decay", "val_archs", "seed", "num_workers"):
-            value = getattr(options, name)
-            if value is not None and not value >= 0:
-                raise ValueError(f"`{name}` (={value}) must not be negative")
         return options
 
     def full_recipe(self) -> recipes.Recipe:

@@ -99,14 +99,13 @@ def stack(trees):
 
 def prefetch(make: Callable[[int], T], first: int, last: int, ahead: int = 2) -> Generator[T]:
     """Yields make(first), ..., make(last - 1), computed in a background thread up to `ahead` items early."""
-    with concurrent.futures.ThreadPoolExecutor(max_workers=1) as pool:
+    pool = concurrent.futures.ThreadPoolExecutor(max_workers=1)
+    try:
         pending = [pool.submit(make, i) for i in range(first, min(first + ahead, last))]
-        try:
-            for i in range(first, last):
-                item = pending.pop(0).result()
-                if i + ahead < last:
-                    pending.append(pool.submit(make, i + ahead))
-                yield item
-        finally:
-            for future in pending:
-                future.cancel()
+        for i in range(first, last):
+            item = pending.pop(0).result()
+            if i + ahead < last:
+                pending.append(pool.submit(make, i + ahead))
+            yield item
+    finally:  # what is being made may take a minute to compile
+        pool.shutdown(wait=False, cancel_futures=True)

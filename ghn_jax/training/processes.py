@@ -10,12 +10,13 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
-from ghn_jax.runtime import commands
+from ghn_jax.runtime import commands, signals
 
 AUTO = "auto"
 """In place of a coordinator: jax asks SLURM, Open MPI or the TPU."""
@@ -76,10 +77,30 @@ def joined(
     try:
         yield
     except BaseException as error:  # leaving the ordinary way, jax would wait for the others and abort
+        if isinstance(error, signals.Interrupted):  # all processes together
+            _tell(lines.values())
         code = commands.report(error)
         sys.stdout.flush()
         os._exit(code)
-    for line in lines.values():
+    _tell(lines.values())
+
+
+def largest(number: int) -> int:
+    """The largest of the numbers that the processes have."""
+    if jax.process_count() == 1:
+        return number
+    return int(np.max(multihost_utils.process_allgather(np.int32(number))))
+
+
+def wait_for_others(name: str) -> None:
+    """Returns when all processes have come here."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
+
+
+def _tell(lines: Iterable[socket.socket]) -> None:
+    """Lets the others know that this process is done."""
+    for line in lines:
         with contextlib.suppress(OSError):
             line.sendall(_DONE)
 

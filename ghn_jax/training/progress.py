@@ -1,10 +1,6 @@
-"""How a run is getting on: its rate, and a file of metrics."""
+"""How a run is getting on."""
 
-import json
-import os
-import pathlib
 import time
-from typing import Any
 
 
 class Clock:
@@ -36,37 +32,3 @@ class Clock:
         """Time left, as h:mm:ss."""
         left = int((self._last - self._step) * self._per_step)
         return f"{left // 3600}:{left // 60 % 60:02}:{left % 60:02}"
-
-
-class MetricsFile:
-    """JSON lines, one a step; what an interrupted run wrote after its last checkpoint is dropped.
-
-    Without a path nothing is written.
-    """
-
-    def __init__(self, path: pathlib.Path | None, step: int):
-        self._file = None
-        if path is not None:
-            kept = [line for line in _lines(path) if json.loads(line)["step"] <= step]
-            partial = path.with_name(path.name + ".part")
-            partial.write_text("".join(f"{line}\n" for line in kept))
-            os.replace(partial, path)
-            self._file = path.open("a")
-
-    def write(self, **values: Any) -> None:
-        """Appends a line."""
-        if self._file is not None:
-            self._file.write(json.dumps(values) + "\n")
-            self._file.flush()
-
-    def close(self) -> None:
-        """Closes the file."""
-        if self._file is not None:
-            self._file.close()
-
-
-def _lines(path: pathlib.Path) -> list[str]:
-    """The whole lines of a file, if it exists."""
-    if not path.exists():
-        return []
-    return [line for line in path.read_text().split("\n")[:-1] if line]

@@ -86,7 +86,7 @@ def test_the_others_end_when_a_process_dies_and_one_goes_on(tmp_path: pathlib.Pa
     address = f"--coordinator=127.0.0.1:{free_port()}"
     common = (*TRAIN, f"--workdir={tmp_path}", "--log_every=1")
     first, second = (start(*common, address, "--num_processes=2", f"--process_id={i}") for i in (0, 1))
-    while not (tmp_path / "checkpoints" / "latest" / "1").exists():
+    while not (tmp_path / "checkpoints" / "1").exists():
         assert first.poll() is None and second.poll() is None
         time.sleep(0.1)
     second.send_signal(signal.SIGKILL)

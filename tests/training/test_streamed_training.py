@@ -74,7 +74,7 @@ def test_too_few_held_out_images_are_an_error_before_training(data_dir, tmp_path
 def test_a_killed_run_goes_on_with_the_same_images(finished, data_dir, tmp_path: pathlib.Path):
     arguments = (*OPTIONS, f"--data_dir={data_dir}", f"--workdir={tmp_path}")
     child = subprocess.Popen(command("train.py", *arguments), stdout=subprocess.DEVNULL)
-    while child.poll() is None and not (tmp_path / "checkpoints" / "latest" / "1").exists():
+    while child.poll() is None and not (tmp_path / "checkpoints" / "1").exists():
         time.sleep(0.05)
     child.send_signal(signal.SIGKILL)
     child.wait()
