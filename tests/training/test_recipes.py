@@ -10,10 +10,11 @@ import pytest
 
 from ghn_jax.models.config import preset
 from ghn_jax.models.decoder import decode_positions
+from ghn_jax.models.ghn import init_params
 from ghn_jax.training import meta
 from ghn_jax.training.meta import Gradients, TrainState
 from ghn_jax.training.options import TrainOptions
-from ghn_jax.training.recipes import RECIPES, Recipe, recipe
+from ghn_jax.training.recipes import RECIPES, Recipe, matrices, recipe
 
 WEIGHTS = {"w": jnp.array([1.0, -2.0])}
 
@@ -99,3 +100,29 @@ def test_near_identity_passes_channels_on():
         "decoder.conv.2.weight",
         "decoder_1d.fc.2.bias",
     }
+
+
+@pytest.mark.parametrize("name", ["ghn2", "ghn3-t"])
+def test_muon_takes_each_weight_of_the_decoder_as_one_matrix(name: str):
+    weights = jax.eval_shape(lambda: init_params(preset(name), jax.random.key(0)))
+    axes = matrices(weights)
+    assert axes["decoder"]["decoder.conv.2.weight"] == ((0,), (1, 2))
+    assert axes["decoder"]["decoder.fc.0.weight"] == ((2,), (0, 1, 3))
+    assert axes["decoder"]["decoder.conv.2.bias"] is None
+    assert axes["primitive_embedding"]["weight"] is None
+
+
+def test_muon_makes_updates_orthogonal():
+    """All singular values of an update are alike, those of the gradient are not."""
+    weights = {"decoder": {"decoder.conv.2.weight": jnp.zeros((8, 4, 16))}}
+    key = jax.random.key(0)
+    gradient = jax.tree.map(lambda w: jax.random.normal(key, w.shape) + 3.0, weights)
+    optimizer = Recipe(optimizer="muon", clip=1e9).make_optimizer(10)
+    update: Any = optimizer.update
+    updates, _ = update(gradient, optimizer.init(weights), weights)
+
+    def spread(tree: Any) -> float:
+        values = np.linalg.svd(np.asarray(tree["decoder"]["decoder.conv.2.weight"]).reshape(8, -1))[1]
+        return float(values.max() / values.min())
+
+    assert spread(updates) < 3.0 < spread(gradient)
