@@ -78,8 +78,8 @@ class Recipe:
 def matrices(weights: Any) -> Any:
     """For each weight of a GHN its input and output axes as a matrix, None for vectors and tables of embeddings.
 
-    The decoder's weights have positions, or both channel axes of what they decode, among their outputs. By default optax
-    would leave these weights, nearly all of a GHN, to Adam.
+    The decoder's weights have positions, or both channel axes of what they decode, among their outputs. By default
+    optax would leave these weights, nearly all of a GHN, to Adam.
     """
 
     def axes(path: tuple[Any, ...], weight: Any) -> optax.contrib.MuonDimensionNumbers | None:
