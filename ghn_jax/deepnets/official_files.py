@@ -32,16 +32,25 @@ def records(path: Path, split: str, image_size: int) -> list[dict[str, Any]]:
 
 def read_meta(path: Path, split: str) -> dict[str, Any]:
     """What the meta file beside an HDF5 file says of a split."""
-    meta = path.with_name(f"{path.stem}_meta.json")
+    splits = read_splits(path)
+    if split not in splits:
+        raise ValueError(f"`split` (={split!r}) is not in {_meta(path)}, which holds {', '.join(splits)}")
+    return splits[split]
+
+
+def read_splits(path: Path) -> dict[str, Any]:
+    """What the meta file beside an HDF5 file says, by split."""
+    meta = _meta(path)
     try:
-        splits = json.loads(meta.read_bytes())
+        return json.loads(meta.read_bytes())
     except FileNotFoundError as error:
         raise ValueError(f"`path` (={str(path)!r}) lacks {meta.name} beside it: get both files") from error
     except ValueError as error:
         raise damaged(meta, str(error)) from error
-    if split not in splits:
-        raise ValueError(f"`split` (={split!r}) is not in {meta}, which holds {', '.join(splits)}")
-    return splits[split]
+
+
+def _meta(path: Path) -> Path:
+    return path.with_name(f"{path.stem}_meta.json")
 
 
 def damaged(path: Path, reason: str) -> ValueError:

@@ -7,6 +7,7 @@ training architectures can be visited in any order.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -116,20 +117,37 @@ class MetaBatch(NamedTuple):
 
 
 def meta_batch(
-    seed: int, step: int, size: int, num_classes: int = 10, image_size: int = CIFAR_SIZE
+    seed: int,
+    step: int,
+    size: int,
+    num_classes: int = 10,
+    image_size: int = CIFAR_SIZE,
+    stored: Sequence[Architecture] | None = None,
+    wider: bool = False,
 ) -> MetaBatch:
     """The training architectures of a step: a pure function of (seed, step), within MAX_NODES.
+
+    Args:
+      stored: the architectures to choose from; None samples them.
+      wider: whether those for large images have more channels, as GHN-3 is trained with.
 
     Raises ValueError if `size` is so large that the graphs can hardly fit.
     """
     rng = np.random.default_rng((seed, len(_STREAM), step))
+    wider = wider and image_size != CIFAR_SIZE
+    count = SPLITS["train"].size if stored is None else len(stored)
     for _ in range(1000):
-        indices = tuple(int(i) for i in rng.integers(SPLITS["train"].size, size=size))
+        indices = tuple(int(i) for i in rng.integers(count, size=size))
         architectures, networks, nodes = [], [], 0
         for index in indices:
-            draws = np.random.default_rng((seed, _STREAM["train"], index))
-            arch, capacity = _sample(draws, SPLITS["train"], image_size)
-            architectures.append(draw_width(rng, arch, capacity))
+            if stored is None:
+                draws = np.random.default_rng((seed, _STREAM["train"], index))
+                arch, capacity = _sample(draws, SPLITS["train"], image_size)
+            else:
+                arch, capacity = stored[index], None
+            if capacity is None or wider:
+                capacity = capacity_of(arch, 10, CIFAR_SIZE if wider else image_size)
+            architectures.append(draw_width(rng, arch, capacity, _WIDER if wider else _WIDTHS))
             networks.append(lower(architectures[-1], num_classes, image_size))
             nodes += networks[-1].graph.num_nodes
             if nodes > MAX_NODES * max(1, size / 8):
@@ -141,7 +159,22 @@ def meta_batch(
     )
 
 
-def draw_width(rng: np.random.Generator, arch: Architecture, capacity: int) -> Architecture:
+class _Widths(NamedTuple):
+    """From which size on networks are heavy, and of how many widths lighter ones have a choice."""
+
+    millions: float
+    cells: int
+    medium: int
+    light: int
+
+
+_WIDTHS = _Widths(millions=0.8, cells=12, medium=2, light=3)
+_WIDER = _Widths(millions=2.0, cells=14, medium=4, light=5)
+
+
+def draw_width(
+    rng: np.random.Generator, arch: Architecture, capacity: int, widths: _Widths = _WIDTHS
+) -> Architecture:
     """Draws channels and hidden width, smaller ones for heavier networks [1, Appendix A.1].
 
     Args:
@@ -151,12 +184,12 @@ def draw_width(rng: np.random.Generator, arch: Architecture, capacity: int) -> A
     millions = capacity / 1e6
     dense = any(op in ("conv_5x5", "conv_7x7") for op in arch.genotype.ops)
     fc_dim = _choice(rng, FC_DIMS[:4])
-    if millions > 0.8 or not arch.glob_avg or dense or arch.n_cells > 12:
+    if millions > widths.millions or not arch.glob_avg or dense or arch.n_cells > widths.cells:
         channels = CHANNELS[0]
     elif millions > 0.4 or arch.n_cells > 10:
-        channels = _choice(rng, CHANNELS[:2])
+        channels = _choice(rng, CHANNELS[: widths.medium])
     elif millions > 0.2 or arch.n_cells > 8:
-        channels = _choice(rng, CHANNELS[:3])
+        channels = _choice(rng, CHANNELS[: widths.light])
     else:
         channels = _choice(rng, CHANNELS)
         fc_dim = _choice(rng, FC_DIMS) if channels <= 64 else fc_dim

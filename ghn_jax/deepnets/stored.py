@@ -103,9 +103,7 @@ def open_split(path: Path | str, split: str, image_size: int = CIFAR_SIZE) -> De
     if split not in SPLITS:
         raise unknown_name("split", split, SPLITS)
     path = Path(path)
-    names = [f"deepnets1m_{split}.jsonl", f"deepnets1m_{split}.hdf5", "deepnets1m_eval.hdf5"]
-    candidates = [path / name for name in names] if path.is_dir() else [path]
-    existing = [file for file in candidates if file.is_file()]
+    existing = _files(path, split)
     if not existing:
         header = Header(split, SPLITS[split].size, 0, image_size)
         raise ValueError(
@@ -116,6 +114,21 @@ def open_split(path: Path | str, split: str, image_size: int = CIFAR_SIZE) -> De
     if source.suffix == ".hdf5":
         return DeepNets1M(split, source, official_files.records(source, split, image_size))
     return DeepNets1M(split, source, _Lines(source, split, image_size))
+
+
+def has_split(path: Path, split: str) -> bool:
+    """Whether a directory, or a file, has a split; of one that several share, its meta file says so."""
+    files = _files(path, split)
+    if not files or not files[0].name.startswith("deepnets1m_eval"):
+        return bool(files)
+    return split in official_files.read_splits(files[0])
+
+
+def _files(path: Path, split: str) -> list[Path]:
+    """Files that may hold a split, the first one first."""
+    names = [f"deepnets1m_{split}.jsonl", f"deepnets1m_{split}.hdf5", "deepnets1m_eval.hdf5"]
+    candidates = [path / name for name in names] if path.is_dir() else [path]
+    return [file for file in candidates if file.is_file()]
 
 
 class Agreement(NamedTuple):

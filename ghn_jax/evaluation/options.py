@@ -12,13 +12,16 @@ class EvaluateOptions:
     """
 
     ckpt: str = "ghn2-digits"
-    """A bundled GHN, a .safetensors file, or the work directory of a training run."""
+    """A bundled or published GHN by name, a file of one, or the work directory of a training run."""
     dataset: str | None = None
     """Images to test on: digits, cifar10, imagenet, tfds:NAME or folder:PATH [those the GHN was trained on]."""
     data_dir: pathlib.Path | None = None
     """TFDS directory with the prepared dataset; digits and folder:PATH need none."""
     split: str = "test"
-    """val, test, wide, deep, dense, bnfree, search, predefined or train."""
+    """val, test, wide, deep, dense, bnfree, search, predefined or train; table: those of the published table."""
+    deepnets_dir: pathlib.Path | None = None
+    """Directory of DeepNets-1M, whose architectures are taken instead of sampled ones: the official deepnets1m_*.hdf5
+    with their meta files, or splits that datasets.deepnets1m wrote."""
     num_archs: int | None = None
     """Only the first so many architectures of the split."""
     arch: str | None = None

@@ -1,35 +1,29 @@
 """Evaluates a GHN on a split of architectures, into a file that a later run goes on from."""
 
-import dataclasses
 import pathlib
 import re
-import sys
 import time
-from collections.abc import Callable
 
 import jax
 
 from ghn_jax import pretrained
-from ghn_jax.deepnets import sampling
-from ghn_jax.deepnets.lowering import lower
 from ghn_jax.evaluation import results
-from ghn_jax.evaluation.accuracy import network_accuracy, predict_flat, summarize
+from ghn_jax.evaluation.accuracy import Summary, network_accuracy, predict_flat, summarize
+from ghn_jax.evaluation.architectures import select
 from ghn_jax.evaluation.models import evaluate_model, is_model
 from ghn_jax.evaluation.options import EvaluateOptions
-from ghn_jax.executor.program import Lowered
+from ghn_jax.evaluation.table import TABLE, evaluate_table
 from ghn_jax.images.damage import DamageList
 from ghn_jax.images.loading import load
 from ghn_jax.models.templates import deepnets_templates
 from ghn_jax.runtime import compilation
-from ghn_jax.runtime.errors import unknown_name
-from ghn_jax.targets import NAMES
 
 _FEW_CLASSES = 10
 """Up to as many, the top-5 accuracy says little."""
 
 
 def evaluate(options: EvaluateOptions) -> None:
-    """Evaluates, prints a table and a summary, and appends to the results file.
+    """Evaluates a split, all of the published table, or a model.
 
     Raises ValueError for unknown names, an index outside the split, a GHN that does not fit the dataset, and results of
     another evaluation.
@@ -43,7 +37,17 @@ def evaluate(options: EvaluateOptions) -> None:
             raise ValueError(
                 f"`{name}` (={str(getattr(options, name))!r}) needs a model: give --arch=resnet50, say"
             )
-    selected = _architectures(options)
+    if options.split == TABLE:
+        evaluate_table(options, evaluate_split)
+    else:
+        evaluate_split(options)
+
+
+def evaluate_split(options: EvaluateOptions) -> tuple[Summary, dict[str, float]]:
+    """Evaluates a split, prints its architectures and a summary, and appends to the results file.
+
+    Returns the summary and each accuracy, top-5 if there are many classes.
+    """
     ghn = pretrained.load(options.ckpt)
     name = options.dataset or ghn.info.get("dataset", "digits")
     dataset = load(name, options.data_dir)
@@ -52,6 +56,7 @@ def evaluate(options: EvaluateOptions) -> None:
             f"`ckpt` (={options.ckpt!r}) predicts {ghn.config.num_classes} classes and `dataset` (={name!r}) has "
             f"{dataset.num_classes}: choose a GHN trained for that many"
         )
+    selected = select(options, dataset.image_size)
     split = "val" if options.split == "val" else "test"
     num_images = len(dataset.val if split == "val" else dataset.test)
     path = options.results or _default_path(options, name)
@@ -65,6 +70,8 @@ def evaluate(options: EvaluateOptions) -> None:
         "channels": options.channels,
     }
     header |= {"noise": options.noise} if options.noise else {}
+    if options.deepnets_dir is not None:
+        header["deepnets_dir"] = str(options.deepnets_dir)
     done = results.open_results(path, header)
 
     templates = deepnets_templates(ghn.config, dataset.image_size)
@@ -113,54 +120,21 @@ def evaluate(options: EvaluateOptions) -> None:
     damaged = num_images - min(done[key].get("images", num_images) for key in keys)
     if damaged:
         print(f"{damaged} damaged images do not count, see {damage.path}")
+    outcomes = []
     for number in (1, 5) if many else (1,):
-        summary = summarize([done[key][f"top{number}"] for key in keys], keys)
+        accuracies = {key: done[key][f"top{number}"] for key in keys}
+        summary = summarize(list(accuracies.values()), keys)
+        outcomes.append((summary, accuracies))
         print(
             f"top-{number} {summary.mean:.1f} ± {summary.standard_error:.1f} % (mean ± standard error of {len(keys)}), "
             f"max {summary.best:.1f} % at {summary.best_index} -> {path}"
         )
-
-
-Maker = Callable[[int, int], Lowered]
-
-
-def _architectures(options: EvaluateOptions) -> list[tuple[str, Maker]]:
-    """The chosen architectures: a key, and a function (classes, image size) -> network."""
-    if options.num_archs is not None and options.num_archs < 1:
-        raise ValueError(f"`num_archs` (={options.num_archs}) must be at least 1")
-    if options.channels is not None and (options.channels < 16 or options.channels % 16):
-        raise ValueError(f"`channels` (={options.channels}) must be a positive multiple of 16")
-    if options.arch is not None and not options.arch.isdigit():
-        return [(options.arch.lower(), _named(options.arch))]
-    if options.split == "predefined":
-        return [(name, _named(name)) for name in sampling.PREDEFINED]
-    first = int(options.arch or 0)
-    sampling.sample(options.split, first)  # raises for an unknown split, or an index outside it
-    last = (
-        first + 1
-        if options.arch
-        else min(options.num_archs or sys.maxsize, sampling.SPLITS[options.split].size)
-    )
-    return [(str(index), _sampled(options, index)) for index in range(first, last)]
-
-
-def _named(name: str) -> Maker:
-    if name.lower() not in (*sampling.NAMED, *sampling.PREDEFINED):
-        raise unknown_name("arch", name, [*sampling.NAMED, *NAMES])
-    return lambda num_classes, image_size: sampling.named(name, num_classes, image_size)
-
-
-def _sampled(options: EvaluateOptions, index: int) -> Maker:
-    def make(num_classes: int, image_size: int) -> Lowered:
-        arch = sampling.sample(options.split, index, options.seed, image_size)
-        arch = dataclasses.replace(arch, C=options.channels or arch.C)
-        return lower(arch, num_classes, image_size)
-
-    return make
+    return outcomes[-1]
 
 
 def _default_path(options: EvaluateOptions, dataset: str) -> pathlib.Path:
     part = f"-C{options.channels}" if options.channels else ""
     part += f"-noise{options.noise}" if options.noise else ""
+    part += f"-{options.deepnets_dir.resolve().name}" if options.deepnets_dir else ""
     stem, dataset = pathlib.Path(options.ckpt).resolve().stem, re.sub(r"\W+", "_", dataset)
     return pathlib.Path("runs", "eval", f"{stem}-{dataset}-{options.split}{part}-seed{options.seed}.jsonl")

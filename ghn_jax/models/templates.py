@@ -88,6 +88,7 @@ class Plan(NamedTuple):
       row_starts: row of the bank at which each template's tensors start.
       rows: row of the bank that each row of the flat vector repeats; the last row of the bank is zero.
       num_rows: rows of the flat vector in use.
+      tensors: first row of each tensor in the flat vector; what pads it is beyond the end.
     """
 
     nodes: Int[np.ndarray, " place"]
@@ -96,6 +97,7 @@ class Plan(NamedTuple):
     row_starts: Int[np.ndarray, " template"]
     rows: Int[np.ndarray, " row"]
     num_rows: Int[np.ndarray, ""]
+    tensors: Int[np.ndarray, " tensor"]
 
     @property
     def flat_size(self) -> int:
@@ -107,7 +109,7 @@ def empty_plan() -> Plan:
     """A plan that decodes nothing."""
     none = np.zeros(0, np.int32)
     rows = np.zeros(ROWS_PER_STEP, np.int32)
-    return Plan(none, np.zeros(0, np.float32), np.zeros(1, np.int32), none, rows, np.array(0, np.int32))
+    return Plan(none, np.zeros(0, np.float32), np.zeros(1, np.int32), none, rows, np.array(0, np.int32), none)
 
 
 class PlanSize(NamedTuple):
@@ -115,6 +117,11 @@ class PlanSize(NamedTuple):
 
     places: int
     rows: int
+
+    @property
+    def tensors(self) -> int:
+        """Size of `tensors`: a place has two at most, those of a norm layer."""
+        return 2 * self.places
 
 
 def plan_size(network: LaidOut, config: GHNConfig, templates: Sequence[Template]) -> PlanSize:
@@ -152,7 +159,10 @@ def make_plan(
         chunks = math.ceil(len(owned[t]) / template.chunk)
         place, row = place + chunks * template.chunk, row + chunks * template.chunk * template.rows
     starts[-1] = place
-    return Plan(nodes, scales, starts, row_starts, rows, np.array(network.used_size // ROW, np.int32))
+    tensors = np.full(size.tensors, size.rows, np.int32)
+    tensors[: len(network.parameters)] = [p.offset // ROW for p in network.parameters]
+    num_rows = np.array(network.used_size // ROW, np.int32)
+    return Plan(nodes, scales, starts, row_starts, rows, num_rows, tensors)
 
 
 @functools.lru_cache(maxsize=1024)

@@ -245,4 +245,12 @@ def _empty_plan(size: PlanSize, templates: tuple[Template, ...]) -> Plan:
     """Decodes nothing."""
     places, rows, forms = (np.zeros(n, np.int32) for n in (size.places, size.rows, len(templates)))
     scales = np.zeros(size.places, np.float32)
-    return Plan(places, scales, np.append(forms, np.int32(0)), forms, rows, np.array(0, np.int32))
+    return Plan(
+        places,
+        scales,
+        np.append(forms, np.int32(0)),
+        forms,
+        rows,
+        np.array(0, np.int32),
+        np.full(size.tensors, size.rows, np.int32),
+    )

@@ -10,6 +10,7 @@ from jax.experimental import multihost_utils
 
 from ghn_jax.deepnets import sampling
 from ghn_jax.deepnets.lowering import lower
+from ghn_jax.deepnets.stored import open_split
 from ghn_jax.evaluation.accuracy import BATCH_SIZE, network_accuracy, predict_flat
 from ghn_jax.executor import lanes
 from ghn_jax.images.damage import DamageList
@@ -96,6 +97,9 @@ def _train(plan: _Plan, owned: contextlib.ExitStack) -> None:
     templates = deepnets_templates(ghn_config, dataset.image_size)
     recipe = options.full_recipe()
     optimizer = recipe.make_optimizer(last_step if recipe.schedule == "cosine" else horizon)
+    stored = None
+    if options.deepnets_dir is not None:
+        stored = open_split(options.deepnets_dir, "train", dataset.image_size)
     size = (options.micro_batch_size or options.batch_size, dataset.image_size, dataset.image_size, 3)
     ghn_step = meta.make_ghn_step(ghn_config, templates, optimizer, jax.devices(), recipe)
     setting = executors.Setting(
@@ -168,8 +172,9 @@ def _train(plan: _Plan, owned: contextlib.ExitStack) -> None:
     # -- the loop --------------------------------------------------------------------------------------------
     def draw(step: int) -> sampling.MetaBatch:
         assert options.meta_batch_size
+        size, seed = options.meta_batch_size, options.seed
         return sampling.meta_batch(
-            options.seed, step, options.meta_batch_size, dataset.num_classes, dataset.image_size
+            seed, step, size, dataset.num_classes, dataset.image_size, stored, recipe.wider
         )
 
     say(

@@ -27,6 +27,7 @@ from ghn_jax.models.ghn import GHN, init_params
 from ghn_jax.models.near_identity import near_identity
 from ghn_jax.models.templates import Template
 from ghn_jax.runtime.extras import extra
+from ghn_jax.training.penalty import norms_gradient
 from ghn_jax.training.pmapped import AXIS, pmapped
 from ghn_jax.training.prepare import PreparedBatch
 from ghn_jax.training.recipes import PUBLISHED, Recipe
@@ -139,7 +140,9 @@ def make_ghn_step(
         return flat_vector(params["decoder"], nodes[slot], plan)
 
     def pull_back(params, nodes, slot, plan, flat_gradient):
-        _, vjp = jax.vjp(lambda decoder, h: flat_vector(decoder, h, plan), params["decoder"], nodes[slot])
+        flat, vjp = jax.vjp(lambda decoder, h: flat_vector(decoder, h, plan), params["decoder"], nodes[slot])
+        if recipe.norm_penalty:
+            flat_gradient += recipe.norm_penalty * norms_gradient(flat, plan.tensors)
         gradients = Gradients(*vjp(flat_gradient))
         return gradients if recipe.network_clip is None else _clipped(gradients, recipe.network_clip)
 

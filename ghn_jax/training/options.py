@@ -27,6 +27,11 @@ _STEPS_PER_EPOCH = 10
 
 _VAL_ARCHS = 4
 
+_DEFAULTS_OF_FAMILY = {"ghn3": {"recipe": "ghn3"}}
+_DEFAULTS_OF_PAIR = {("ghn3", "imagenet"): {"batch_size": 128, "epochs": 75}}  # published
+_DEFAULTS_OF_PRESET = {"ghn1": {"meta_batch_size": 1}, "ghn3-xl": {"meta_batch_size": 16}}
+"""Settings by the family of the preset, by both, and by preset; they overrule those by dataset."""
+
 _AT_LEAST_1, _FROM_0 = (1, LARGEST), (0, LARGEST)
 _RANGES = {
     "meta_batch_size": _AT_LEAST_1,
@@ -59,20 +64,23 @@ class TrainOptions:
     data_dir: pathlib.Path | None = None
     """TFDS directory with the prepared dataset; digits and folder:PATH need none."""
     preset: str = "ghn2"
-    """ghn2, ghn1 or mlp."""
+    """ghn2, ghn1, mlp, or ghn3-t, -s, -l, -xl."""
+    deepnets_dir: pathlib.Path | None = None
+    """Directory of DeepNets-1M, whose training architectures are taken instead of sampled ones: the official
+    deepnets1m_train.hdf5 with its meta file, or a split that datasets.deepnets1m wrote."""
     meta_batch_size: int | None = None
-    """Architectures per step [8, digits: 4, ghn1: 1]."""
+    """Architectures per step [8, digits: 4, ghn1: 1, ghn3-xl: 16]."""
     batch_size: int | None = None
-    """Images per step; every architecture of the step sees the same ones [cifar10: 64, imagenet: 256, digits: 32;
-    others: 256, or less to have ten steps an epoch]."""
+    """Images per step; every architecture of the step sees the same ones [cifar10: 64, imagenet: 256, with ghn3: 128,
+    digits: 32; others: 256, or less to have ten steps an epoch]."""
     micro_batch_size: int | None = None
     """Images that a network runs on at a time, if not all; a divisor of the batch. Saves memory; batch norm uses the
     statistics of these images."""
     recipe: str | None = None
-    """How it learns: published, as in the paper, or efficient, for runs of few networks [published, digits: efficient].
-    The page docs/recipes.md has what they consist of."""
+    """How it learns: published, as in the paper of GHN-2, ghn3, as in that of GHN-3, or efficient, for runs of few
+    networks [published, digits: efficient, with ghn3: ghn3]. The page docs/recipes.md has what they consist of."""
     epochs: int | None = None
-    """Passes over the images [300, imagenet: 150, digits: 4]."""
+    """Passes over the images [300, imagenet: 150, with ghn3: 75, digits: 4]."""
     steps: int | None = None
     """Stop after this many steps, even if the epochs are not over."""
     learning_rate: float | None = None
@@ -126,8 +134,10 @@ class TrainOptions:
         if self.precision not in PRECISIONS:
             raise unknown_name("precision", self.precision, PRECISIONS)
         defaults: dict[str, Any] = {"label_smoothing": 0.0, "recipe": "published"}
-        defaults |= dict(_DEFAULTS.get(self.dataset, _DEFAULTS[""]))
-        defaults |= {"meta_batch_size": 1} if self.preset == "ghn1" else {}
+        family = self.preset.partition("-")[0]
+        defaults |= _DEFAULTS.get(self.dataset, _DEFAULTS[""])
+        defaults |= _DEFAULTS_OF_FAMILY.get(family, {}) | _DEFAULTS_OF_PAIR.get((family, self.dataset), {})
+        defaults |= _DEFAULTS_OF_PRESET.get(self.preset, {})
         defaults |= {
             "workdir": pathlib.Path("runs") / re.sub(r"[^\w-]+", "_", f"{self.preset}-{self.dataset}")
         }
@@ -195,4 +205,5 @@ class TrainOptions:
             "weight_decay",
             "label_smoothing",
         )
-        return {name: getattr(self, name) for name in (*names, "clip", "seed", "executor", "precision")}
+        identity = {name: getattr(self, name) for name in (*names, "clip", "seed", "executor", "precision")}
+        return identity | {"deepnets_dir": self.deepnets_dir and str(self.deepnets_dir)}

@@ -39,6 +39,8 @@ class Recipe:
         on (`ghn_jax.models.near_identity`).
       average: decay of the exponential average of the GHN's weights, which is then what is validated and used; None
         uses the weights themselves.
+      norm_penalty: factor of the sum of the norms of a network's predicted tensors, which is added to its loss [2].
+      wider: whether networks for large images are drawn with more channels [2].
     """
 
     optimizer: Literal["adam", "adamw", "muon"] = "adam"
@@ -50,6 +52,8 @@ class Recipe:
     network_clip: float | None = None
     start: Literal["default", "near_identity"] = "default"
     average: float | None = None
+    norm_penalty: float = 0.0
+    wider: bool = False
 
     def make_optimizer(self, num_steps: int) -> optax.GradientTransformation:
         """The optimiser of a run of this many steps."""
@@ -106,6 +110,15 @@ RECIPES = {
         network_clip=1.0,
         start="near_identity",
         average=0.95,
+    ),
+    "ghn3": Recipe(
+        optimizer="adamw",
+        learning_rate=4e-4,
+        schedule="cosine",
+        warm_up=5 / 75,
+        weight_decay=1e-2,
+        norm_penalty=3e-5,
+        wider=True,
     ),
 }
 

@@ -124,6 +124,23 @@ def test_meta_batch_that_cannot_fit_is_refused(monkeypatch):
         meta_batch(0, 0, 4)
 
 
+def test_meta_batch_of_stored_architectures():
+    stored = [sampling.sample("val", i) for i in range(5)]
+    drawn = sampling.meta_batch(0, 0, 3, stored=stored)
+    for index, arch in zip(drawn.indices, drawn.architectures, strict=True):
+        assert index < 5
+        assert dataclasses.replace(arch, C=16, fc_dim=1) == dataclasses.replace(stored[index], C=16, fc_dim=1)
+
+
+def test_wider_networks_for_large_images():
+    def mean_width(**kwargs) -> float:
+        drawn = [sampling.meta_batch(0, step, 2, **kwargs) for step in range(8)]
+        return float(np.mean([arch.C for batch in drawn for arch in batch.architectures]))
+
+    assert mean_width(image_size=224, wider=True) > 1.1 * mean_width(image_size=224)
+    assert mean_width(wider=True) == mean_width()
+
+
 def test_predefined_architectures():
     assert named("resnet50").num_parameters == 23_520_842
     assert named("ViT", num_classes=1000, image_size=224).graph.shapes[-1] == (1000,)

@@ -1,5 +1,6 @@
 """Recipes: what they do to gradients, learning rates and weights."""
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -8,12 +9,16 @@ import numpy as np
 import optax
 import pytest
 
-from ghn_jax.models.config import preset
+from ghn_jax.deepnets import sampling
+from ghn_jax.deepnets.lowering import lower
+from ghn_jax.models.config import GHNConfig, preset
 from ghn_jax.models.decoder import decode_positions
 from ghn_jax.models.ghn import init_params
+from ghn_jax.models.templates import deepnets_templates, make_plan
 from ghn_jax.training import meta
 from ghn_jax.training.meta import Gradients, TrainState
 from ghn_jax.training.options import TrainOptions
+from ghn_jax.training.penalty import norms_gradient
 from ghn_jax.training.recipes import RECIPES, Recipe, matrices, recipe
 
 WEIGHTS = {"w": jnp.array([1.0, -2.0])}
@@ -38,6 +43,43 @@ def test_published_is_adam_with_coupled_decay_and_two_drops():
     update: Any = optimizer.update
     updates, _ = update({"w": jnp.zeros(2)}, optimizer.init(WEIGHTS), WEIGHTS)
     assert jnp.all(jnp.sign(updates["w"]) == -jnp.sign(WEIGHTS["w"])), "decay is part of the gradient"
+
+
+def test_ghn3_is_adamw_with_warm_up_and_a_penalty():
+    chosen = TrainOptions(preset="ghn3-t", dataset="imagenet", data_dir=None).resolve()
+    assert (chosen.recipe, chosen.batch_size, chosen.epochs, chosen.meta_batch_size) == ("ghn3", 128, 75, 8)
+    assert chosen.label_smoothing == 0.1
+    assert TrainOptions(preset="ghn3-xl", dataset="cifar10").resolve().meta_batch_size == 16
+    assert TrainOptions(preset="ghn3-t").resolve().recipe == "ghn3"
+    full = chosen.full_recipe()
+    assert (full.optimizer, full.learning_rate, full.weight_decay, full.clip) == ("adamw", 4e-4, 1e-2, 5.0)
+    assert full.norm_penalty == 3e-5
+    seen = optax.warmup_cosine_decay_schedule(1e-5, 4e-4, 5, 75)
+    own = full._schedule(75)
+    assert [float(own(step)) for step in (0, 5, 40)] == [float(seen(step)) for step in (0, 5, 40)]
+
+
+def test_penalty_is_the_sum_of_the_norms_of_tensors():
+    sizes = (3, 1, 2)  # rows
+    flat = jax.random.normal(jax.random.key(0), (8, 8)).at[6:].set(0)
+    tensors = jnp.array([0, 3, 4, 8, 8])  # padded
+
+    def total(flat):
+        ends = np.cumsum(sizes)
+        return sum(jnp.linalg.norm(flat[end - size : end]) for end, size in zip(ends, sizes, strict=True))
+
+    np.testing.assert_allclose(
+        jax.jit(norms_gradient)(flat, tensors), jax.jit(jax.grad(total))(flat), rtol=1e-5
+    )
+    np.testing.assert_array_equal(jax.jit(norms_gradient)(jnp.zeros((8, 8)), tensors), 0)
+
+
+def test_plans_tell_where_tensors_begin():
+    config = dataclasses.replace(GHNConfig(), hidden=8)
+    network = lower(sampling.sample("train", 0))
+    plan = make_plan(network, config, deepnets_templates(config, 32))
+    starts = plan.tensors[plan.tensors < len(plan.rows)]
+    assert starts.tolist() == [p.offset // 8 for p in network.parameters]
 
 
 def test_cosine_rises_and_ends_near_nothing():
