@@ -76,6 +76,7 @@ class MetricsFile:
             record = json.loads(line)
             self.before |= {name: record[name] for name in _GOING_ON if name in record}
         self._size = _mark(kept)
+        path.parent.mkdir(parents=True, exist_ok=True)
         self._file = path.open("ab", buffering=0)  # nothing is left to be written when the disk is full
         self._file.truncate(len(kept))
 
