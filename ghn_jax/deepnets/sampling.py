@@ -33,6 +33,13 @@ FC_DIMS = tuple(range(64, 513, 64))
 MAX_NODES = 2200
 """Nodes that the graphs of a meta-batch of up to 8 may have together; a larger one may have more in proportion."""
 
+DRAWS = ("published", "wider", "narrow")
+"""Which networks a training step has: of 32 to 128 channels, as GHN-2 is trained with; with more channels where images
+are large, as GHN-3 is; or of 32 channels, and only the lighter half."""
+
+_NARROW_WORK = 70e6
+"""Multiply-adds (`Lowered.work`) of a network of 32 channels on an image of 32 x 32: the median of the split train."""
+
 
 class Split(NamedTuple):
     """The rules of one split.
@@ -123,37 +130,36 @@ def meta_batch(
     num_classes: int = 10,
     image_size: int = CIFAR_SIZE,
     stored: Sequence[Architecture] | None = None,
-    wider: bool = False,
+    draw: str = "published",
 ) -> MetaBatch:
-    """The training architectures of a step: a pure function of (seed, step), within MAX_NODES.
+    """The training architectures of a step: a pure function of its arguments, within MAX_NODES.
 
     Args:
       stored: the architectures to choose from; None samples them.
-      wider: whether those for large images have more channels, as GHN-3 is trained with.
+      draw: one of DRAWS.
 
     Raises ValueError if `size` is so large that the graphs can hardly fit.
     """
     rng = np.random.default_rng((seed, len(_STREAM), step))
-    wider = wider and image_size != CIFAR_SIZE
+    lightest = _NARROW_WORK * (image_size / CIFAR_SIZE) ** 2
     count = SPLITS["train"].size if stored is None else len(stored)
     for _ in range(1000):
-        indices = tuple(int(i) for i in rng.integers(count, size=size))
+        indices = [int(i) for i in rng.integers(count, size=size)]
         architectures, networks, nodes = [], [], 0
-        for index in indices:
-            if stored is None:
-                draws = np.random.default_rng((seed, _STREAM["train"], index))
-                arch, capacity = _sample(draws, SPLITS["train"], image_size)
-            else:
-                arch, capacity = stored[index], None
-            if capacity is None or wider:
-                capacity = capacity_of(arch, 10, CIFAR_SIZE if wider else image_size)
-            architectures.append(draw_width(rng, arch, capacity, _WIDER if wider else _WIDTHS))
-            networks.append(lower(architectures[-1], num_classes, image_size))
-            nodes += networks[-1].graph.num_nodes
+        for place, index in enumerate(indices):
+            arch = _with_width(rng, seed, index, image_size, stored, draw)
+            network = lower(arch, num_classes, image_size)
+            while draw == "narrow" and network.work > lightest:
+                indices[place] = int(rng.integers(count))
+                arch = _with_width(rng, seed, indices[place], image_size, stored, draw)
+                network = lower(arch, num_classes, image_size)
+            architectures.append(arch)
+            networks.append(network)
+            nodes += network.graph.num_nodes
             if nodes > MAX_NODES * max(1, size / 8):
                 break
         else:
-            return MetaBatch(indices, tuple(architectures), tuple(networks))
+            return MetaBatch(tuple(indices), tuple(architectures), tuple(networks))
     raise ValueError(
         f"`meta_batch_size` (={size}) is too large: its graphs exceed {MAX_NODES} nodes; lower it"
     )
@@ -170,6 +176,28 @@ class _Widths(NamedTuple):
 
 _WIDTHS = _Widths(millions=0.8, cells=12, medium=2, light=3)
 _WIDER = _Widths(millions=2.0, cells=14, medium=4, light=5)
+
+
+def _with_width(
+    rng: np.random.Generator,
+    seed: int,
+    index: int,
+    image_size: int,
+    stored: Sequence[Architecture] | None,
+    draw: str,
+) -> Architecture:
+    """Training architecture number `index`, its width drawn by `rng`."""
+    if stored is None:
+        own = np.random.default_rng((seed, _STREAM["train"], index))
+        arch, capacity = _sample(own, SPLITS["train"], image_size)
+    else:
+        arch, capacity = stored[index], None
+    if draw == "narrow":
+        return dataclasses.replace(arch, C=CHANNELS[0], fc_dim=FC_DIMS[0])
+    wider = draw == "wider" and image_size != CIFAR_SIZE
+    if capacity is None or wider:
+        capacity = capacity_of(arch, 10, CIFAR_SIZE if wider else image_size)
+    return draw_width(rng, arch, capacity, _WIDER if wider else _WIDTHS)
 
 
 def draw_width(

@@ -174,7 +174,7 @@ def _train(plan: _Plan, owned: contextlib.ExitStack) -> None:
         assert options.meta_batch_size
         size, seed = options.meta_batch_size, options.seed
         return sampling.meta_batch(
-            seed, step, size, dataset.num_classes, dataset.image_size, stored, recipe.wider
+            seed, step, size, dataset.num_classes, dataset.image_size, stored, options.draw or "published"
         )
 
     say(
@@ -266,7 +266,9 @@ def _check_same_run(
     """Raises ValueError unless the checkpoint is of this run, or of one that it may go on from."""
     where = f"`workdir` (={str(options.workdir)!r}) holds a run"
     now = options.identity()
-    saved_options = {"recipe": "published"} | saved["options"]  # before there were others
+    saved_options = {"recipe": "published", "draw": "published"} | saved[
+        "options"
+    ]  # before there were others
     before = {name: saved_options.get(name, getattr(TrainOptions, name)) for name in now}  # may be new
     differences = [f"--{k} was {before[k]}, is {v}" for k, v in now.items() if before[k] != v]
     ghn = {name: saved["config"].get(name, value) for name, value in dataclasses.asdict(ghn_config).items()}

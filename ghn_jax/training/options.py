@@ -5,7 +5,7 @@ import pathlib
 import re
 from typing import Any
 
-from ghn_jax.deepnets.sampling import SPLITS
+from ghn_jax.deepnets.sampling import DRAWS, SPLITS
 from ghn_jax.evaluation.accuracy import BATCH_SIZE
 from ghn_jax.images.loading import absolute
 from ghn_jax.models.config import PRESETS
@@ -17,7 +17,13 @@ _DEFAULTS = {
     "cifar10": {"meta_batch_size": 8, "batch_size": 64, "epochs": 300},  # published
     "imagenet": {"meta_batch_size": 8, "batch_size": 256, "epochs": 150, "label_smoothing": 0.1},  # published
     "": {"meta_batch_size": 8, "epochs": 150, "label_smoothing": 0.1},  # as for imagenet
-    "digits": {"meta_batch_size": 4, "batch_size": 32, "epochs": 4, "recipe": "efficient"},  # minutes
+    "digits": {  # minutes on two cores
+        "meta_batch_size": 8,
+        "batch_size": 32,
+        "epochs": 8,
+        "recipe": "efficient",
+        "draw": "narrow",
+    },
 }
 """Settings by dataset; "" are those of all others."""
 
@@ -27,7 +33,7 @@ _STEPS_PER_EPOCH = 10
 
 _VAL_ARCHS = 4
 
-_DEFAULTS_OF_FAMILY = {"ghn3": {"recipe": "ghn3"}}
+_DEFAULTS_OF_FAMILY = {"ghn3": {"recipe": "ghn3", "draw": "wider"}}
 _DEFAULTS_OF_PAIR = {("ghn3", "imagenet"): {"batch_size": 128, "epochs": 75}}  # published
 _DEFAULTS_OF_PRESET = {"ghn1": {"meta_batch_size": 1}, "ghn3-xl": {"meta_batch_size": 16}}
 """Settings by the family of the preset, by both, and by preset; they overrule those by dataset."""
@@ -69,7 +75,7 @@ class TrainOptions:
     """Directory of DeepNets-1M, whose training architectures are taken instead of sampled ones: the official
     deepnets1m_train.hdf5 with its meta file, or a split that datasets.deepnets1m wrote."""
     meta_batch_size: int | None = None
-    """Architectures per step [8, digits: 4, ghn1: 1, ghn3-xl: 16]."""
+    """Architectures per step [8, ghn1: 1, ghn3-xl: 16]."""
     batch_size: int | None = None
     """Images per step; every architecture of the step sees the same ones [cifar10: 64, imagenet: 256, with ghn3: 128,
     digits: 32; others: 256, or less to have ten steps an epoch]."""
@@ -79,8 +85,11 @@ class TrainOptions:
     recipe: str | None = None
     """How it learns: published, as in the paper of GHN-2, ghn3, as in that of GHN-3, or efficient, for runs of few
     networks [published, digits: efficient, with ghn3: ghn3]. The page docs/recipes.md has what they consist of."""
+    draw: str | None = None
+    """Architectures: published, of 32 to 128 channels; wider, with more where images are large; or narrow, of 32 and
+    the lighter half [published, digits: narrow, with ghn3: wider]."""
     epochs: int | None = None
-    """Passes over the images [300, imagenet: 150, with ghn3: 75, digits: 4]."""
+    """Passes over the images [300, imagenet: 150, with ghn3: 75, digits: 8]."""
     steps: int | None = None
     """Stop after this many steps, even if the epochs are not over."""
     learning_rate: float | None = None
@@ -129,11 +138,13 @@ class TrainOptions:
         dataset = absolute(self.dataset)
         if self.preset not in PRESETS:
             raise unknown_name("preset", self.preset, PRESETS)
+        if self.draw is not None and self.draw not in DRAWS:
+            raise unknown_name("draw", self.draw, DRAWS)
         if self.executor not in EXECUTORS:
             raise unknown_name("executor", self.executor, EXECUTORS)
         if self.precision not in PRECISIONS:
             raise unknown_name("precision", self.precision, PRECISIONS)
-        defaults: dict[str, Any] = {"label_smoothing": 0.0, "recipe": "published"}
+        defaults: dict[str, Any] = {"label_smoothing": 0.0, "recipe": "published", "draw": "published"}
         family = self.preset.partition("-")[0]
         defaults |= _DEFAULTS.get(self.dataset, _DEFAULTS[""])
         defaults |= _DEFAULTS_OF_FAMILY.get(family, {}) | _DEFAULTS_OF_PAIR.get((family, self.dataset), {})
@@ -200,6 +211,7 @@ class TrainOptions:
             "batch_size",
             "micro_batch_size",
             "recipe",
+            "draw",
             "epochs",
             "learning_rate",
             "weight_decay",

@@ -40,7 +40,6 @@ class Recipe:
       average: decay of the exponential average of the GHN's weights, which is then what is validated and used; None
         uses the weights themselves.
       norm_penalty: factor of the sum of the norms of a network's predicted tensors, which is added to its loss [2].
-      wider: whether networks for large images are drawn with more channels [2].
     """
 
     optimizer: Literal["adam", "adamw", "muon"] = "adam"
@@ -53,7 +52,6 @@ class Recipe:
     start: Literal["default", "near_identity"] = "default"
     average: float | None = None
     norm_penalty: float = 0.0
-    wider: bool = False
 
     def make_optimizer(self, num_steps: int) -> optax.GradientTransformation:
         """The optimiser of a run of this many steps."""
@@ -103,7 +101,7 @@ RECIPES = {
     "published": PUBLISHED,
     "efficient": Recipe(
         optimizer="muon",
-        learning_rate=5e-3,
+        learning_rate=1e-2,
         schedule="cosine",
         warm_up=0.05,
         weight_decay=0.0,
@@ -118,7 +116,6 @@ RECIPES = {
         warm_up=5 / 75,
         weight_decay=1e-2,
         norm_penalty=3e-5,
-        wider=True,
     ),
 }
 

@@ -137,8 +137,8 @@ def test_wider_networks_for_large_images():
         drawn = [sampling.meta_batch(0, step, 2, **kwargs) for step in range(8)]
         return float(np.mean([arch.C for batch in drawn for arch in batch.architectures]))
 
-    assert mean_width(image_size=224, wider=True) > 1.1 * mean_width(image_size=224)
-    assert mean_width(wider=True) == mean_width()
+    assert mean_width(image_size=224, draw="wider") > 1.1 * mean_width(image_size=224)
+    assert mean_width(draw="wider") == mean_width()
 
 
 def test_predefined_architectures():
@@ -165,3 +165,12 @@ def test_graphs_are_like_the_published_ones():
     degree = np.mean([2 * len(graph.senders) / graph.num_nodes for graph in graphs])
     assert 150 < nodes.mean() < 230 and 70 < nodes.std() < 120
     assert 2.1 < degree < 2.5
+
+
+def test_narrow_draw_is_light_and_a_function_of_the_step():
+    drawn = meta_batch(0, 3, 8, draw="narrow")
+    assert drawn.architectures == meta_batch(0, 3, 8, draw="narrow").architectures
+    assert drawn.indices != meta_batch(0, 4, 8, draw="narrow").indices
+    assert max(network.work for network in drawn.networks) <= 70e6
+    for index, arch in zip(drawn.indices, drawn.architectures, strict=True):
+        assert arch == dataclasses.replace(sample("train", index), C=CHANNELS[0], fc_dim=FC_DIMS[0])
