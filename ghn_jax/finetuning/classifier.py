@@ -3,7 +3,6 @@
 State is what a model keeps beside its parameters: running statistics of batch norm, and an NNX model's random streams.
 """
 
-import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -13,17 +12,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from ghn_jax.tracing import evaluation
 from ghn_jax.tracing.models import Function
 from ghn_jax.tracing.walk import UnsupportedModel
-
-_TRAINING = {
-    "train": True,
-    "training": True,
-    "is_training": True,
-    "deterministic": False,
-    "use_running_average": False,
-}
-"""What arguments of a model's call are in training; the opposite in evaluation."""
 
 Logits = Float[Array, "batch label"]
 Tree = Any
@@ -67,23 +58,25 @@ def classifier(model: Any, sample_input: jax.ShapeDtypeStruct) -> Classifier:
     )
 
 
-def _linen(model: Any, sample_input: jax.ShapeDtypeStruct) -> Classifier:
-    training, evaluation = _keywords(type(model).__call__)
+def _linen(model: nn.Module, sample_input: jax.ShapeDtypeStruct) -> Classifier:
+    in_training, in_evaluation = _keywords(type(model).__call__)
+    learner: Any = evaluation.linen_in_evaluation(model, training=True)
+    judged: Any = evaluation.linen_in_evaluation(model)
 
     def apply(params: Tree, state: Tree, images: Array, key: Array) -> tuple[Logits, Tree]:
-        output, changed = model.apply(
-            {"params": params, **state}, images, **training, mutable=list(state), rngs={"dropout": key}
+        output, changed = learner.apply(
+            {"params": params, **state}, images, **in_training, mutable=list(state), rngs={"dropout": key}
         )
         return _logits(output), {**state, **changed}
 
     def evaluate(params: Tree, state: Tree, images: Array) -> Logits:
-        return _logits(model.apply({"params": params, **state}, images, **evaluation))
+        return _logits(judged.apply({"params": params, **state}, images, **in_evaluation))
 
     def draw(key: Array) -> Any:
         def init(key: Array) -> Any:
             params_key, dropout_key = jax.random.split(key)
             images = jnp.zeros(sample_input.shape, sample_input.dtype)
-            return model.init({"params": params_key, "dropout": dropout_key}, images, **evaluation)
+            return judged.init({"params": params_key, "dropout": dropout_key}, images, **in_evaluation)
 
         return jax.jit(init)(key)
 
@@ -95,12 +88,12 @@ def _linen(model: Any, sample_input: jax.ShapeDtypeStruct) -> Classifier:
 
 def _nnx(model: nnx.Module) -> Classifier:
     definition, own_params, own_state = nnx.split(model, nnx.Param, ...)
-    training, evaluation = _keywords(type(model).__call__)
+    in_training, in_evaluation = _keywords(type(model).__call__)
 
     def run(params: Tree, state: Tree, images: Array, train: bool) -> tuple[Logits, Tree]:
         merged: Any = nnx.merge(definition, params, state, copy=True)
-        merged.train() if train else merged.eval()
-        logits = _logits(merged(images, **(training if train else evaluation)))
+        evaluation.put_in_evaluation(merged, training=train)
+        logits = _logits(merged(images, **(in_training if train else in_evaluation)))
         return logits, nnx.state(merged, nnx.Not(nnx.Param))
 
     def split(variables: Any) -> tuple[Tree, Tree]:
@@ -136,8 +129,8 @@ def _function(model: Function) -> Classifier:
 
 def _keywords(call: Callable[..., Any]) -> tuple[dict[str, bool], dict[str, bool]]:
     """Arguments of a call that say whether a model is in training, and their values in training and in evaluation."""
-    names = [name for name in inspect.signature(call).parameters if name in _TRAINING]
-    return {name: _TRAINING[name] for name in names}, {name: not _TRAINING[name] for name in names}
+    wanted = evaluation.keywords(call)
+    return {name: not value for name, value in wanted.items()}, wanted
 
 
 def _logits(output: Any) -> Logits:

@@ -1,8 +1,4 @@
-"""Where training starts from: parameters that are drawn, predicted by a GHN, or of an earlier run.
-
-[1] Knyazev, Pretraining a Neural Network before Knowing Its Architecture, ICML 2022 workshop (arXiv 2207.10049): noise
-    and orthogonalisation for fine-tuning.
-"""
+"""Where training starts from: parameters that are drawn, predicted by a GHN, or of an earlier run."""
 
 import pathlib
 import warnings
@@ -11,11 +7,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from ghn_jax import pretrained
 from ghn_jax.finetuning.classifier import Classifier, named, unnamed
 from ghn_jax.finetuning.recipe import Recipe
+from ghn_jax.models.before_training import add_noise, layer_names, orthogonalize
 from ghn_jax.predict import predict_parameters
 from ghn_jax.pretrained import TrainedGHN
 from ghn_jax.pretrained.runs import load_weights
@@ -74,10 +71,12 @@ def _predicted(
             f"the GHN predicts {ghn.config.num_classes} classes, the model has {num_classes}: its last layer is drawn"
         )
     params, state = classifier.split(variables)
-    if recipe.noise or recipe.orthogonal:
-        weights = [i for i, shape in enumerate(report.graph.shapes) if shape is not None and len(shape) > 1]
-        last = report.graph.names[weights[-1]] if weights else None
-        params = _changed(params, {*report.unassigned, last}, recipe)
+    predicted = {_public(name): name for name in named(params) if _public(name) not in report.unassigned}
+    layers = [predicted[name] for name in layer_names(report.graph) if name in predicted]
+    if recipe.noise:
+        params = add_noise(params, recipe.noise, recipe.seed, layers=layers)
+    if recipe.orthogonal:
+        params = orthogonalize(params, layers=layers)
     return Start(classifier.join(params, state), (str(report), *notes))
 
 
@@ -88,35 +87,9 @@ def _logits(classifier: Classifier, sample_input: jax.ShapeDtypeStruct) -> Array
     )
 
 
-def _changed(params: Any, kept: set[str | None], recipe: Recipe) -> Any:
-    """Weights of convolutions and linear layers with noise, then orthogonal, as in the public code [1]."""
-    generator = np.random.default_rng(recipe.seed)
-    leaves = {}
-    for name, leaf in named(params).items():
-        weight = np.asarray(leaf)
-        if weight.ndim in (2, 4) and name not in kept:
-            matrix = weight.reshape(-1, weight.shape[-1])
-            if recipe.noise:
-                matrix = matrix + recipe.noise * _spread(matrix) * generator.standard_normal(matrix.shape)
-            if recipe.orthogonal:
-                matrix = orthogonal(matrix)
-            weight = matrix.reshape(weight.shape).astype(weight.dtype)
-        leaves[name] = weight
-    return unnamed(leaves, params)
-
-
-def _spread(matrix: Float[np.ndarray, "row column"]) -> float:
-    """Standard deviation of the correlations between the vectors along the longer side."""
-    tall = matrix if matrix.shape[0] >= matrix.shape[1] else matrix.T
-    return float(np.nan_to_num(np.corrcoef(tall)).std())
-
-
-def orthogonal(matrix: Float[np.ndarray, "row column"]) -> Float[np.ndarray, "row column"]:
-    """The factor Q of a matrix, or of its transpose if it is wide, with a positive diagonal of R."""
-    wide = matrix.shape[0] < matrix.shape[1]
-    q, r = np.linalg.qr(matrix.T if wide else matrix)
-    q = q * np.sign(np.diag(r))
-    return q.T if wide else q
+def _public(name: str) -> str:
+    """A leaf's name as graphs have it."""
+    return name.removesuffix(".value")
 
 
 def _go_on(path: pathlib.Path, saved: dict[str, Any], classifier: Classifier, fresh: Any) -> Start:

@@ -1,4 +1,5 @@
-"""What it means that a model is in evaluation: the same in prediction, by batch statistics, and in `evaluate.py`.
+"""What it means that a model is in evaluation: the same in prediction, by batch statistics, and in `evaluate.py`;
+and the opposite, in fine-tuning.
 
 Keywords of its call, attributes of its modules, and random numbers, which dropout must not need but a layer may.
 """
@@ -37,19 +38,19 @@ def keywords(call: Callable[..., Any]) -> dict[str, bool]:
     return {name: _FLAGS[name] for name in named if name in _FLAGS}
 
 
-def linen_in_evaluation(model: nn.Module) -> nn.Module:
-    """The model, with attributes of its own that put it in training turned around."""
+def linen_in_evaluation(model: nn.Module, training: bool = False) -> nn.Module:
+    """The model, with attributes of its own that put it in training (or in evaluation, if `training`) turned around."""
     changes: dict[str, Any] = {
-        field.name: _FLAGS[field.name]
+        field.name: _FLAGS[field.name] != training
         for field in dataclasses.fields(model)
         if isinstance(getattr(model, field.name, None), bool) and field.name in _FLAGS
     }
     return model.clone(**changes) if changes else model
 
 
-def put_in_evaluation(model: nnx.Module) -> None:
-    """Sets the attributes of an NNX model and of the modules in it."""
-    flags = {name: value for name, value in _FLAGS.items() if not hasattr(nnx.Module, name)}
+def put_in_evaluation(model: nnx.Module, training: bool = False) -> None:
+    """Sets the attributes of an NNX model and of the modules in it; to those of training, if `training`."""
+    flags = {name: value != training for name, value in _FLAGS.items() if not hasattr(nnx.Module, name)}
     model.set_attributes(**flags, raise_if_not_found=False)
 
 

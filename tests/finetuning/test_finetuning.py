@@ -18,9 +18,9 @@ from flax import linen as nn
 
 import ghn_jax
 from ghn_jax.finetuning import command, loop
+from ghn_jax.finetuning.classifier import classifier
 from ghn_jax.finetuning.options import FinetuneOptions
 from ghn_jax.finetuning.recipe import Recipe
-from ghn_jax.finetuning.starts import orthogonal
 from tests.image_sets import write_folder
 
 LINEN = """
@@ -226,8 +226,27 @@ def test_noise_and_orthogonalisation_leave_the_last_layer(tmp_path: pathlib.Path
             plain.variables["params"]["Dense_0"]["kernel"],
             atol=1e-6,
         )
-    wide = np.random.default_rng(0).standard_normal((3, 7))
-    np.testing.assert_allclose(orthogonal(wide) @ orthogonal(wide).T, np.eye(3), atol=1e-12)
+
+
+class Attributed(nn.Module):
+    """A model that an attribute puts in training."""
+
+    training: bool = False
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.BatchNorm(use_running_average=not self.training)(x.mean((1, 2)))
+        return nn.Dense(10)(x)
+
+
+def test_attributes_too_put_a_model_in_training_and_in_evaluation():
+    network = classifier(Attributed(), jax.ShapeDtypeStruct((1, 8, 8, 3), np.dtype("float32")))
+    params, state = network.split(network.draw(jax.random.key(0)))
+    images = 3 + jnp.asarray(arrays(16)[0])
+    _, changed = network.apply(params, state, images, jax.random.key(1))
+    assert (changed["batch_stats"]["BatchNorm_0"]["mean"] > 0).all()
+    alone = network.evaluate(params, state, images[:1])
+    np.testing.assert_allclose(alone, network.evaluate(params, state, images)[:1], rtol=1e-5)
 
 
 class Bare(nn.Module):
