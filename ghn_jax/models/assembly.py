@@ -144,11 +144,21 @@ def assemble(
 def _write(part: np.ndarray, decoded: Decoded, extracted: Extracted, owned: Owned, config: GHNConfig) -> None:
     """Writes what a node decodes into a tensor, such that its layer sees it."""
     if len(owned.shape) == 1:
-        part[...] = invert(owned.function, np.resize(_vector(decoded, extracted, owned), part.shape))
+        vector = _turned(_vector(decoded, extracted, owned), owned)
+        part[...] = invert(owned.function, np.resize(vector, part.shape))
         return
-    _fill(part.reshape(*owned.shape, *(1,) * (4 - part.ndim)), _source(decoded, extracted, owned), config)
+    source = _turned(_source(decoded, extracted, owned), owned)
+    _fill(part.reshape(*owned.shape, *(1,) * (4 - part.ndim)), source, config)
     if owned.function:
         part[...] = invert(owned.function, part)
+
+
+def _turned(decoded: np.ndarray, owned: Owned) -> np.ndarray:
+    """Output channels, last, that start where those of the layer before ended, and one later after each round."""
+    if not owned.turn:
+        return decoded
+    start = owned.turn * owned.shape[0]
+    return np.roll(decoded, -(start + start // decoded.shape[-1]), axis=-1)
 
 
 def is_class(extracted: Extracted, owned: Owned) -> bool:

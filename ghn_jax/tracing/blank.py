@@ -26,8 +26,10 @@ class BlankParameters(Scope):
             self.reserve(name, "params")
             value = self.get_variable("params", name)
             return meta.unbox(value) if unbox else value
-        known = getattr(init_fn, "__module__", None) in _INITIALISERS and not kwargs
-        if not known or not init_args:
+        is_blank = getattr(init_fn, "__module__", None) in _INITIALISERS and not hasattr(
+            init_fn, "__wrapped__"
+        )
+        if not is_blank or kwargs or not init_args:
             return super().param(name, init_fn, *init_args, unbox=unbox, **kwargs)
         self.reserve(name, "params")
         shape, *given = init_args

@@ -29,6 +29,8 @@ class Owned(NamedTuple):
       shape: in PyTorch's layout, as in Graph.shapes.
       view: rearranges the leaf, or the part of it, into that shape; None for vectors, whose order is the leaf's own.
       function: functions of single elements between the leaf and the layer, to be inverted.
+      turn: number among layers that lie side by side in one parameter: a GHN decodes the same for all of them, so each
+        takes other channels of it.
     """
 
     leaf: Leaf
@@ -37,6 +39,7 @@ class Owned(NamedTuple):
     shape: Shape
     view: View | None
     function: View = ()
+    turn: int = 0
 
 
 class Extracted(NamedTuple):
@@ -204,7 +207,8 @@ class GraphBuilder:
                 part = positions(claim.view, self.shape(leaf)).ravel()
                 if (owner[part] == -1).all():
                     owner[part] = len(parts)
-                    parts.append(claim)
+                    alike = sum(self._is_alike(claim, other) for other in parts)
+                    parts.append(claim._replace(turn=claim.turn or alike))
                 elif (owner[part] != owner[part][0]).any() or (owner == owner[part][0]).sum() != len(part):
                     partly[leaf] = "is used in slices that overlap"
             if leaf in partly:
@@ -215,6 +219,10 @@ class GraphBuilder:
                     f"is used in slices, and no layer uses {missing:,} of its {len(owner):,} elements"
                 )
         return owners, partly
+
+    def _is_alike(self, a: Owned, b: Owned) -> bool:
+        """Whether a GHN cannot tell two layers apart: they are of one shape, and of one input."""
+        return a.shape == b.shape and self._nodes[a.node].predecessors == self._nodes[b.node].predecessors
 
     def _missing(self, owned: Sequence[Owned]) -> dict[Leaf, str]:
         """The parameters that no node owns, and why."""
@@ -251,11 +259,15 @@ def settle(builder: GraphBuilder, pool: Pool) -> int:
 
 def _label(view: View | None, shape: Shape) -> str:
     """Which part of a parameter a view takes, as it is indexed."""
-    if not view or view[0].kind != "slice":
+    if not view or not is_cut(view):
         return ""
+    part = positions(view, shape).ravel()
+    ranges = [(int(places.min()), int(places.max()) + 1) for places in np.unravel_index(part, shape)]
+    if math.prod(stop - start for start, stop in ranges) != len(part):
+        return "[...]"
     parts = [
-        ":" if (start, stop, step) == (0, size, 1) else str(start) if stop - start == 1 else f"{start}:{stop}"
-        for (start, stop, step), size in zip(view[0].argument, shape, strict=True)
+        ":" if (start, stop) == (0, size) else str(start) if stop - start == 1 else f"{start}:{stop}"
+        for (start, stop), size in zip(ranges, shape, strict=True)
     ]
     while parts and parts[-1] == ":":
         parts.pop()

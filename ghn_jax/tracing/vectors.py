@@ -111,7 +111,7 @@ def _expert_biases(builder: GraphBuilder, x: Activation, weight: Weight, shape: 
                 builder.leave([leaf], "is mixed into the biases of layers that run side by side")
             else:
                 steps = (*view, *_kept_axes(shape, weight.axes), part, Step("reshape", size))
-                builder.own(Owned(leaf, nodes[-1], "bias", size, steps))
+                builder.own(Owned(leaf, nodes[-1], "bias", size, steps, turn=i))
     return Activation(frozenset(nodes), features=x.features)
 
 

@@ -1,0 +1,433 @@
+"""Nothing silently wrong in prediction: every parameter is what a node of its size decodes, or is named."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors.numpy
+from flax import nnx
+
+import ghn_jax
+from ghn_jax.evaluation.models import export
+from ghn_jax.graphs import PRIMITIVES
+
+IMAGES = jnp.zeros((1, 8, 8, 3))
+X = jnp.zeros((1, 16))
+
+
+def ones(*shape: int) -> jax.Array:
+    return jnp.ones(shape)
+
+
+def predict(apply: Any, params: Any, x: Any = X, **options: Any) -> tuple[Any, ghn_jax.Report]:
+    return ghn_jax.predict_parameters(ghn_jax.Function(apply, params), x, "ghn2-digits", **options)
+
+
+def nodes(report: ghn_jax.Report) -> dict[str | None, tuple[str, Any]]:
+    graph = report.graph
+    kinds = [PRIMITIVES[i] for i in graph.primitives]
+    return dict(zip(graph.names, zip(kinds, graph.shapes, strict=True), strict=True))
+
+
+# -- which node owns what ------------------------------------------------------------------------------------------
+
+
+class Recurrent(nn.Module):
+    """A recurrent kernel, whose first use is on zeros."""
+
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(10)(nn.RNN(nn.SimpleCell(16))(x)[:, -1])
+
+
+def test_recurrent_kernel_is_a_kernel():
+    variables, report = ghn_jax.predict_parameters(Recurrent(), jnp.zeros((1, 3, 8)), strict=True)
+    kernel = variables["params"]["SimpleCell_0"]["h"]["kernel"]
+    assert len(np.unique(kernel, axis=0)) == 16
+    assert nodes(report)["SimpleCell_0.h.kernel"] == ("conv", (16, 16))
+
+
+class Shared(nn.Module):
+    """A head whose first use does not reach the logits."""
+
+    @nn.compact
+    def __call__(self, x):
+        head = nn.Dense(10, name="head")
+        auxiliary = head(x.mean((1, 2)))
+        return head(nn.relu(nn.Conv(3, (3, 3))(x)).mean((1, 2))), auxiliary
+
+
+def test_an_earlier_dead_use_hides_nothing():
+    _, report = ghn_jax.predict_parameters(Shared(), IMAGES, strict=True)
+    assert report.output == 0
+
+
+def joined(p, x):
+    bias = jnp.concatenate([p["q_bias"], jnp.zeros(16), p["v_bias"]])
+    x = x @ jnp.concatenate([p["q"], p["k"], p["v"]], 1) + bias
+    return x @ p["head"]
+
+
+def test_joined_weights_are_predicted_each():
+    params = {
+        **{name: ones(16, 16) for name in "qkv"},
+        "q_bias": ones(16),
+        "v_bias": ones(16),
+        "head": ones(48, 10),
+    }
+    variables, report = predict(joined, params, strict=True)
+    assert report.parameters == sum(leaf.size for leaf in jax.tree.leaves(params))
+    assert nodes(report)["k"] == ("conv", (16, 16))
+    assert nodes(report)["v_bias"] == ("bias", (16,))
+    assert all(np.abs(leaf - 1).max() > 0 for leaf in jax.tree.leaves(variables))
+
+
+def attention(p, x):
+    """CLIP: one parameter for queries, keys and values, used in slices."""
+    x = x.reshape(1, 4, 4)
+    parts = zip(jnp.split(p["in_proj_weight"], 3), jnp.split(p["in_proj_bias"], 3), strict=True)
+    q, k, v = (x @ weight.T + bias for weight, bias in parts)
+    scores = jax.nn.softmax(jnp.einsum("bqc,bkc->bqk", q, k))
+    return jnp.einsum("bqk,bkc->bqc", scores, v).mean(1) @ p["head"]
+
+
+def test_slices_are_layers_of_their_own():
+    params = {"in_proj_weight": ones(12, 4), "in_proj_bias": ones(12), "head": ones(4, 10)}
+    variables, report = predict(attention, params, strict=True)
+    assert nodes(report)["in_proj_weight[4:8]"] == ("conv", (4, 4))
+    assert nodes(report)["in_proj_bias[8:12]"] == ("bias", (4,))
+    weight = np.split(np.asarray(variables["in_proj_weight"]), 3)
+    assert np.abs(weight[0] - weight[2]).max() > 0
+
+
+def python_loop(p, x):
+    for i in range(3):
+        x = jax.nn.relu(x @ p["w"][i] + p["b"][i])
+    return x @ p["head"]
+
+
+def fori_loop(p, x):
+    x = jax.lax.fori_loop(0, 3, lambda i, x: jax.nn.relu(x @ p["w"][i] + p["b"][i]), x)
+    return x @ p["head"]
+
+
+def scan(p, x):
+    x, _ = jax.lax.scan(lambda x, layer: (jax.nn.relu(x @ layer[0] + layer[1]), None), x, (p["w"], p["b"]))
+    return x @ p["head"]
+
+
+@pytest.mark.parametrize("loop", [python_loop, fori_loop, scan])
+def test_loops_over_stacked_parameters(loop):
+    variables, report = predict(
+        loop, {"w": ones(3, 16, 16), "b": ones(3, 16), "head": ones(16, 10)}, strict=True
+    )
+    assert nodes(report)["w[1]"] == ("conv", (16, 16))
+    assert nodes(report)["b[2]"] == ("bias", (16,))
+    assert np.abs(variables["w"][0] - variables["w"][1]).max() > 0
+
+
+def test_a_part_that_no_layer_uses_is_named():
+    with pytest.warns(UserWarning, match=r"w is used in slices, and no layer uses 160 of its 320 elements"):
+        variables, _ = predict(lambda p, x: x @ p["w"][:, :10], {"w": ones(16, 20)})
+    np.testing.assert_array_equal(variables["w"][:, 10:], 1)
+    with pytest.warns(UserWarning, match="w is used in slices that overlap"):
+        predict(lambda p, x: x @ p["w"][:, :10] + x @ p["w"][:, 5:15], {"w": ones(16, 15)})
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_mapped_layers_differ(shared):
+    def apply(p, x):
+        x = jax.vmap(lambda x, w, b: x @ w + b, in_axes=(None if shared else 0, 0, 0))(
+            x if shared else jnp.stack([x] * 3), p["w"], p["b"]
+        )
+        return jax.nn.relu(x).mean(0) @ p["head"]
+
+    params = {"w": ones(3, 16, 64), "b": ones(3, 64), "head": ones(64, 10)}
+    variables, report = predict(apply, params, strict=True)
+    for name, kind in (("w", "conv"), ("b", "bias")):
+        assert [value[0] for key, value in nodes(report).items() if key and key.startswith(name)] == [
+            kind
+        ] * 3
+        assert np.abs(variables[name][0] - variables[name][1]).max() > 0
+
+
+def test_mapped_convolutions_differ():
+    def convolve(x, k):
+        return jax.lax.conv_general_dilated(x, k, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+    def apply(p, x):
+        return jax.vmap(convolve, in_axes=(None, 0))(x, p["k"]).mean((0, 2, 3)) @ p["head"]
+
+    variables, _ = predict(apply, {"k": ones(3, 3, 3, 3, 64), "head": ones(64, 10)}, IMAGES, strict=True)
+    assert np.abs(variables["k"][0] - variables["k"][1]).max() > 0
+
+
+# -- functions of parameters -----------------------------------------------------------------------------------------
+
+
+def test_standardised_kernel_is_predicted():
+    def apply(p, x):
+        kernel = (p["k"] - p["k"].mean(0)) / jnp.sqrt(p["k"].var(0) + 1e-5)
+        return jax.nn.relu(x @ kernel) @ (p["head"] / jnp.linalg.norm(p["head"]))
+
+    predict(apply, {"k": ones(16, 24), "head": ones(24, 10)}, strict=True)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [lambda s: 1 + s, jnp.exp, jax.nn.softplus, lambda s: 2.0 * s - 1, lambda s: jnp.log1p(jnp.exp(s))],
+)
+def test_the_scale_that_a_norm_sees_is_what_was_predicted(function):
+    def apply(p, x, function=function):
+        x = x @ p["w"]
+        x = (x - x.mean(1, keepdims=True)) * jax.lax.rsqrt(x.var(1, keepdims=True) + 1e-6)
+        return (x * function(p["scale"])) @ p["head"]
+
+    params = {"w": ones(16, 24), "scale": ones(24), "head": ones(24, 10)}
+    variables, _ = predict(apply, params, strict=True)
+    plain, _ = predict(lambda p, x: apply(p, x, lambda s: s), params, strict=True)
+    np.testing.assert_allclose(function(variables["scale"]), plain["scale"], rtol=1e-5)
+    with pytest.warns(UserWarning, match="scale is the scale of a layer after tanh, which cannot be undone"):
+        predict(lambda p, x: apply(p, x, jnp.tanh), params)
+
+
+def test_positions_after_a_norm_and_with_channels_first():
+    def apply(p, x):
+        x = jax.lax.conv_general_dilated(x.transpose(0, 3, 1, 2), p["k"], (2, 2), "VALID")
+        x = x + p["first"]
+        x = x.reshape(1, 8, 16).transpose(0, 2, 1)
+        x = (x - x.mean(2, keepdims=True)) * jax.lax.rsqrt(x.var(2, keepdims=True) + 1e-6)
+        x = x + p["second"]
+        return jax.nn.relu(x).mean(1) @ p["head"]
+
+    params = {"k": ones(8, 3, 2, 2), "first": ones(1, 8, 4, 4), "second": ones(1, 16, 8), "head": ones(8, 10)}
+    variables, report = predict(apply, params, IMAGES, strict=True)
+    for name in ("first", "second"):
+        assert nodes(report)[name] == ("pos_enc", (1, 8, 4, 4))
+    assert len(np.unique(variables["first"][0].reshape(8, 16), axis=0)) == 8
+
+
+# -- what keeps its own values -----------------------------------------------------------------------------------------
+
+
+def fourier(x, a):
+    return jnp.fft.ifft(jnp.fft.fft(x, norm="ortho") * a).real
+
+
+MASK = jnp.arange(16.0)
+
+
+@pytest.mark.parametrize(
+    ("use", "leaf", "reason"),
+    [
+        (lambda p, x: jnp.einsum("bc,c->bc", x, p["a"]), ones(16), "a is an elementwise scale"),
+        (lambda p, x: jnp.einsum("bc,d->bcd", x, p["a"]).mean(2), ones(3), "a is an elementwise scale"),
+        (
+            lambda p, x: jnp.fft.ifft(jnp.fft.fft(x, norm="ortho") * p["a"]).real,
+            jnp.ones(16, jnp.complex64),
+            "a is an el",
+        ),
+        (lambda p, x: x + p["a"], jnp.arange(16), "a has int32 numbers"),
+        (lambda p, x: x @ p["a"].astype(float), jnp.eye(16, dtype=int), "a has int32 numbers"),
+        (lambda p, x: x * (jnp.linalg.norm(x) > 1.0) * p["a"], ones(16), "a is an elementwise scale"),
+        (
+            lambda p, x: x * jax.nn.sigmoid(jnp.sqrt(x.var(1, keepdims=True))) * p["a"],
+            ones(16),
+            "a is an elem",
+        ),
+        (lambda p, x: x * jnp.sqrt(MASK) * p["a"], ones(16), "a is an elementwise scale"),
+        (lambda p, x: x @ jnp.tile(p["a"], (2, 1)), ones(8, 16), "a is "),
+    ],
+)
+def test_others_are_named_and_kept(use, leaf, reason):
+    def apply(p, x):
+        return use(p, jax.nn.relu(x @ p["w"])) @ p["head"]
+
+    params = {"w": ones(16, 16), "a": leaf, "head": ones(16, 10)}
+    with pytest.warns(UserWarning, match=f"1 parameters keep their own initialisation: {reason}"):
+        variables, _ = predict(apply, params)
+    np.testing.assert_array_equal(variables["a"], leaf)
+    assert variables["a"].dtype == leaf.dtype
+    assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(variables))
+
+
+def test_running_statistics_in_the_tree_are_refused_by_name():
+    model = nn.Sequential(
+        [nn.Conv(8, (3, 3)), nn.BatchNorm(use_running_average=True), lambda x: x.mean((1, 2)), nn.Dense(10)]
+    )
+    variables = model.init(jax.random.key(0), IMAGES)
+    with pytest.raises(
+        ghn_jax.UnsupportedModel, match=r"'batch_stats\.layers_1\.var' is used as a running variance"
+    ):
+        predict(model.apply, variables, IMAGES)
+
+
+def test_dtypes_are_those_of_the_initialisers():
+    class Half(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            w = self.param("w", nn.initializers.normal(0.02, jnp.bfloat16), (3, 16))
+            b = self.param("b", nn.initializers.zeros, (16,))
+            return nn.Dense(10, param_dtype=jnp.float16)(x.mean((1, 2)) @ w + b)
+
+    variables, _ = ghn_jax.predict_parameters(Half(), IMAGES)
+    expected = Half().init(jax.random.key(0), IMAGES)
+    assert jax.tree.map(jnp.result_type, variables) == jax.tree.map(jnp.result_type, expected)
+
+
+def test_boxes_of_partitioned_parameters_survive():
+    class Boxed(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            kernel = nn.with_partitioning(nn.initializers.lecun_normal(), (None, "model"))
+            logical = nn.with_logical_partitioning(nn.initializers.zeros, ("classes",))
+            return nn.Dense(10, kernel_init=kernel, bias_init=logical)(x.mean((1, 2)))
+
+    variables, _ = ghn_jax.predict_parameters(Boxed(), IMAGES, strict=True)
+    assert jax.tree.structure(variables) == jax.tree.structure(Boxed().init(jax.random.key(0), IMAGES))
+    assert ghn_jax.apply_by_batch(Boxed(), variables, IMAGES).shape == (1, 10)
+
+
+def test_state_may_be_scalar():
+    class Spectral(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return nn.Dense(10)(nn.SpectralNorm(nn.Conv(16, (3, 3)))(x, update_stats=False).mean((1, 2)))
+
+    variables, _ = ghn_jax.predict_parameters(Spectral(), IMAGES, strict=True)
+    by_batch = ghn_jax.apply_by_batch(Spectral(), variables, IMAGES + 1)
+    np.testing.assert_allclose(by_batch, Spectral().apply(variables, IMAGES + 1), rtol=1e-4, atol=1e-5)
+
+
+class NNXNorm(nnx.Module):
+    """A batch norm and a head."""
+
+    def __init__(self, rngs: nnx.Rngs):
+        self.bn = nnx.BatchNorm(3, rngs=rngs)
+        self.head = nnx.Linear(3, 10, rngs=rngs)
+
+    def __call__(self, x):
+        return self.head(self.bn(x).mean((1, 2)))
+
+
+def test_predictions_share_no_variable():
+    model = NNXNorm(nnx.Rngs(0))
+    a, _ = ghn_jax.predict_parameters(model, IMAGES)
+    b, _ = ghn_jax.predict_parameters(model, IMAGES)
+    a(IMAGES + 100)
+    for other in (model, b):
+        assert a.bn.mean is not other.bn.mean
+        np.testing.assert_array_equal(other.bn.mean[...], 0)
+
+
+# -- heads and outputs ----------------------------------------------------------------------------------------------
+
+
+class Outputs(nn.Module):
+    """Features and logits, under some names."""
+
+    names: tuple[str, str]
+    classes: int = 10
+
+    @nn.compact
+    def __call__(self, x):
+        features = nn.relu(nn.Conv(64, (3, 3))(x)).mean((1, 2))
+        heads = nn.Dense(self.classes, name="head")(features) + nn.Dense(self.classes, name="head_dist")(
+            features
+        )
+        return dict(zip(self.names, (features, heads / 2), strict=True))
+
+
+def test_logits_are_found_and_every_head_is_a_class_layer():
+    for names in (("features", "logits"), ("a", "b"), ("b", "a")):
+        _, report = ghn_jax.predict_parameters(Outputs(names), IMAGES, strict=True)
+        assert report.output == sorted(names).index(names[1])
+    _, report = ghn_jax.predict_parameters(Outputs(("a", "b")), IMAGES, logits="b", strict=True)
+    assert report.output == 1
+    with pytest.raises(
+        ghn_jax.UnsupportedModel, match=r"`logits` \(='c'\) is no output of `model`: choose one of 'a', 'b'"
+    ):
+        ghn_jax.predict_parameters(Outputs(("a", "b")), IMAGES, logits="c")
+    with pytest.raises(ValueError, match=r"last layer \(head\.kernel\) has 1000.*headless=True"):
+        ghn_jax.predict_parameters(Outputs(("a", "b"), classes=1000), IMAGES)
+    with pytest.warns(UserWarning, match="classification layer"):
+        _, report = ghn_jax.predict_parameters(Outputs(("a", "b"), 7), IMAGES, predict_class_layers=False)
+    assert {name.partition(".")[0] for name in report.unassigned} == {"head", "head_dist"}
+
+
+class Backbone(nn.Module):
+    """Maps of two sizes."""
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.relu(nn.Conv(16, (3, 3))(x))
+        return x, nn.Conv(512, (1, 1), name="last")(x)
+
+
+def test_headless_backbone_is_predicted_whole():
+    with pytest.raises(ghn_jax.UnsupportedModel, match="headless=True"):
+        ghn_jax.predict_parameters(Backbone(), IMAGES)
+    _, report = ghn_jax.predict_parameters(Backbone(), IMAGES, headless=True, strict=True)
+    assert report.output is None
+
+
+# -- settings, messages, files ---------------------------------------------------------------------------------------
+
+
+def test_works_under_strict_settings():
+    model, images = NNXNorm(nnx.Rngs(0)), jax.device_put(np.ones((2, 8, 8, 3), np.float32))
+    with (
+        jax.numpy_rank_promotion("raise"),
+        jax.numpy_dtype_promotion("strict"),
+        jax.transfer_guard("disallow"),
+    ):
+        filled, _ = ghn_jax.predict_parameters(model, images)
+        ghn_jax.apply_by_batch(None, filled, images)
+
+
+class Transformed:
+    """What a Haiku transform is."""
+
+    init = apply = staticmethod(lambda *args: None)
+
+
+class ForeignDtype:
+    """An array of another library."""
+
+    shape, dtype = (1, 8, 8, 3), "torch.float32"
+
+    def __array__(self) -> np.ndarray:
+        return np.zeros(self.shape)
+
+
+@pytest.mark.parametrize(
+    ("model", "images", "message"),
+    [
+        (Transformed(), IMAGES, "has no parameters yet: params = model.init"),
+        ((Shared(), {}), IMAGES, "give the model alone"),
+        (Shared, IMAGES, r"is a class: give a model that is made, such as Shared\(\)"),
+        (ghn_jax.Function({}, Shared().apply), IMAGES, r"in this order"),  # pyright: ignore[reportArgumentType]
+        (nnx.eval_shape(lambda: NNXNorm(nnx.Rngs(0))), IMAGES, r"is abstract, and its state 'bn\.mean'"),
+        (Shared(), (IMAGES, X), "is a tuple of 2, and a classifier takes one array"),
+        (Shared(), ForeignDtype(), "give an array of NumPy or JAX"),
+    ],
+)
+def test_messages(model, images, message):
+    with pytest.raises(ghn_jax.UnsupportedModel, match=message):
+        ghn_jax.predict_parameters(model, images)
+
+
+def test_exports_of_any_tree(tmp_path):
+    params, _ = predict(lambda p, x: x @ p[0] + p[1], [ones(16, 10), ones(10)])
+    export(params, tmp_path / "list.safetensors", public_names=False)
+    assert set(safetensors.numpy.load_file(tmp_path / "list.safetensors")) == {"0", "1"}
+    images = jnp.ones((2, 32, 32, 3))
+    model = ghn_jax.target("resnet18", 10, 32)
+    variables = ghn_jax.fill_running_statistics(model, ghn_jax.predict_parameters(model, images)[0], images)
+    export(variables, tmp_path / "torch.safetensors", public_names=True)
+    tensors = safetensors.numpy.load_file(tmp_path / "torch.safetensors")
+    np.testing.assert_array_equal(tensors["bn1.running_mean"], variables["batch_stats"]["bn1"]["mean"])
+    assert tensors["layer1.0.bn1.num_batches_tracked"].shape == ()
