@@ -56,7 +56,8 @@ class Net(nn.Module):
                 mask = jnp.arange(len(x))[:, None, None, None] < 5
                 x = nn.BatchNorm(use_running_average=not train)(x, mask=mask)
             case "axes":
-                x = nn.BatchNorm(use_running_average=not train, axis=(2, 3))(x)
+                axes: Any = (2, 3)
+                x = nn.BatchNorm(use_running_average=not train, axis=axes)(x)
             case "bfloat16":
                 x = nn.BatchNorm(use_running_average=not train, dtype=jnp.bfloat16)(x)
             case "shared":
@@ -79,7 +80,7 @@ def test_linen(kind):
     else:
         trained, _ = model.apply(variables, IMAGES, train=True, mutable=["batch_stats"])  # pyright: ignore
     assert by_batch.dtype == trained.dtype
-    tolerance = {"atol": 0.03} if kind == "bfloat16" else {"rtol": 1e-3, "atol": 1e-4}
+    tolerance: Any = {"atol": 0.03} if kind == "bfloat16" else {"rtol": 1e-3, "atol": 1e-4}
     np.testing.assert_allclose(by_batch, trained, **tolerance)
     assert jax.tree.structure(filled) == jax.tree.structure(variables)
     if kind not in ("mask", "shared"):

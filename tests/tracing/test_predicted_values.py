@@ -40,7 +40,8 @@ class Recurrent(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        return nn.Dense(10)(nn.RNN(nn.SimpleCell(16))(x)[:, -1])
+        states: Any = nn.RNN(nn.SimpleCell(16))(x)
+        return nn.Dense(10)(states[:, -1])
 
 
 def test_recurrent_kernel_is_a_kernel():
@@ -299,7 +300,8 @@ def test_state_may_be_scalar():
 
     variables, _ = ghn_jax.predict_parameters(Spectral(), IMAGES, strict=True)
     by_batch = ghn_jax.apply_by_batch(Spectral(), variables, IMAGES + 1)
-    np.testing.assert_allclose(by_batch, Spectral().apply(variables, IMAGES + 1), rtol=1e-4, atol=1e-5)
+    plain: Any = Spectral().apply(variables, IMAGES + 1)
+    np.testing.assert_allclose(by_batch, plain, rtol=1e-4, atol=1e-5)
 
 
 class NNXNorm(nnx.Module):
