@@ -11,6 +11,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 import safetensors.numpy
 
@@ -107,9 +108,10 @@ def read_ghn(path: pathlib.Path) -> TrainedGHN:
     """
     config, state, info = open_ghn(path)
     try:
-        return TrainedGHN(config, from_state_dict(config, state), info)
+        params = from_state_dict(config, state)
     except ValueError as error:
         raise ValueError(f"`ckpt` (={str(path)!r}): {error}") from error
+    return TrainedGHN(config, jax.device_put(params), info)  # once, not at each prediction
 
 
 def save(path: pathlib.Path, ghn: TrainedGHN, dtype: type[np.floating] = np.float32) -> None:

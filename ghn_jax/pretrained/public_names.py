@@ -54,7 +54,7 @@ class _Entry(NamedTuple):
 
     def to_ours(self, public: Rows) -> Tensor:
         """Ours, read in blocks, so that little more than itself is in memory."""
-        ours = np.empty([self.split[axis] for axis in self.axes], np.float32)
+        ours = _aligned(tuple(self.split[axis] for axis in self.axes))
         as_split = ours.transpose(np.argsort(self.axes))
         rows = self.shape[0] // self.split[0]
         step = max(1, _BLOCK // max(1, math.prod(self.split[1:])) // _LINE * _LINE)
@@ -66,6 +66,13 @@ class _Entry(NamedTuple):
     def to_public(self, ours: Tensor) -> Tensor:
         """The inverse of `to_ours`."""
         return np.ascontiguousarray(ours.transpose(np.argsort(self.axes))).reshape(self.shape)
+
+
+def _aligned(shape: tuple[int, ...]) -> Tensor:
+    """An uninitialised array that JAX takes over without a copy."""
+    memory = np.empty(math.prod(shape) + _LINE, np.float32)
+    start = -memory.ctypes.data % (4 * _LINE) // 4
+    return memory[start : start + math.prod(shape)].reshape(shape)
 
 
 def from_state_dict(config: GHNConfig, state: Mapping[str, Rows]) -> dict[str, Any]:

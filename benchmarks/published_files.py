@@ -1,0 +1,83 @@
+"""Loads and uses a file as large as the published GHN-3-XL.
+
+    python -m benchmarks.published_files --preset=ghn3-xl --path=xl.pt
+
+Writes a file of deterministic weights in the public format if there is none, then, in a process of its own, prints the
+time that loading takes and its peak memory, and the time to predict a ResNet-50 and a ViT-B, first and again.
+"""
+
+import pathlib
+import resource
+import subprocess
+import sys
+import time
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+
+import ghn_jax
+from ghn_jax.models.config import preset
+from ghn_jax.pretrained import public_names
+from ghn_jax.pretrained.files import public_config
+from ghn_jax.pretrained.torch_writer import write_torch_file
+
+MODELS = ("resnet50", "vit_b_16")
+
+
+def main(path: pathlib.Path, preset: str = "ghn3-xl", measure: bool = False) -> None:
+    """Measures a file.
+
+    Args:
+      path: of the file; it is written if it does not exist.
+      preset: configuration of the GHN, for ImageNet.
+      measure: only measures, in this process.
+    """
+    if not measure:
+        if not path.exists():
+            write(path, preset)
+        subprocess.run(
+            [sys.executable, "-m", "benchmarks.published_files", f"--path={path}", "--measure"], check=True
+        )
+        return
+    before = peak()
+    start = time.perf_counter()
+    ghn = ghn_jax.load(path)
+    seconds = time.perf_counter() - start
+    weights = sum(leaf.nbytes for leaf in jax.tree.leaves(ghn.params))
+    print(
+        f"load: {weights / 1e9:.2f} GB of weights in {seconds:.1f} s, peak memory {(peak() - before) / weights:.2f} x "
+        f"the weights above {before / 1e9:.2f} GB",
+        flush=True,
+    )
+    images = jnp.zeros((1, 224, 224, 3))
+    for name in MODELS:
+        for which in ("first", "again"):
+            with warnings.catch_warnings():  # class tokens keep their own initialisation
+                warnings.simplefilter("ignore")
+                report = ghn_jax.predict_parameters(ghn_jax.target(name), images, ghn).report
+            parts = ", ".join(f"{part} {seconds:.2f}" for part, seconds in report.seconds.items())
+            print(f"{name}, {which}: {sum(report.seconds.values()):.2f} s ({parts})", flush=True)
+    print(f"peak memory {peak() / 1e9:.2f} GB")
+
+
+def write(path: pathlib.Path, name: str) -> None:
+    """Writes uniform weights of a sensible size under the public names."""
+    config, rng = preset(name, 1000, 224), np.random.default_rng(0)
+    shapes = public_names.state_dict_shapes(config)
+    state = {
+        key: (rng.random(shape, np.float32) - 0.5) / np.float32(np.sqrt(shape[-1]))
+        for key, shape in shapes.items()
+    }
+    write_torch_file(path, state, public_config(config))
+
+
+def peak() -> int:
+    """Largest resident memory of this process so far, in bytes."""
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+if __name__ == "__main__":
+    tyro.cli(main)
