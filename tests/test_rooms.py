@@ -2,6 +2,7 @@
 
 import ast
 import pathlib
+import re
 
 import pytest
 
@@ -67,3 +68,24 @@ def test_models_know_of_the_executor_the_flat_vector_alone():
     for path in (ROOT / "ghn_jax" / "models").glob("*.py"):
         used = {m for m in imports(path) if m.startswith("ghn_jax.executor")}
         assert all(m.startswith("ghn_jax.executor.layouts") for m in used), path
+
+
+def arrows() -> set[tuple[str, str]]:
+    """From room to room that it imports, without those that follow from others."""
+    direct = {
+        (here, there)
+        for path in FILES
+        if (here := room_of(".".join(path.relative_to(ROOT).with_suffix("").parts)))
+        for module in imports(path)
+        if (there := room_of(module)) and there != here and module.startswith("ghn_jax.")
+    }
+    reach = set(direct)
+    for middle in FLOOR:  # Warshall's transitive closure
+        reach |= {(a, c) for a, b in reach if b == middle for d, c in reach if d == middle}
+    return {(a, c) for a, c in direct if not any((a, b) in reach and (b, c) in reach for b in FLOOR)}
+
+
+def test_the_drawing_of_the_rooms_is_true():
+    drawn = re.search(r"```mermaid\n(.*?)```", (ROOT / "docs" / "design.md").read_text(), re.DOTALL)
+    assert drawn
+    assert set(re.findall(r"(\w+) --> (\w+)", drawn[1])) == arrows()
