@@ -19,7 +19,7 @@ import tyro
 from jaxtyping import Array
 
 from ghn_jax.deepnets import sampling
-from ghn_jax.deepnets.lowering import CIFAR_SIZE
+from ghn_jax.deepnets.image_sizes import CIFAR_SIZE
 from ghn_jax.executor import blocks, run
 from ghn_jax.executor.compiler_options import Options, options_for
 from ghn_jax.executor.warm_up import Signature, output_shape, signatures

@@ -9,7 +9,7 @@ functions, once per size of graphs.
 import tyro
 
 from ghn_jax.deepnets import sampling
-from ghn_jax.deepnets.lowering import CIFAR_SIZE
+from ghn_jax.deepnets.image_sizes import CIFAR_SIZE
 from ghn_jax.executor.warm_up import Signature, signatures
 
 

@@ -23,7 +23,8 @@ import tyro
 from jaxtyping import Array, Float, Int
 
 from ghn_jax.deepnets.architectures import Architecture
-from ghn_jax.deepnets.lowering import CIFAR_SIZE, lower
+from ghn_jax.deepnets.image_sizes import CIFAR_SIZE
+from ghn_jax.deepnets.lowering import lower
 from ghn_jax.deepnets.networks import CellNetwork, from_params, to_params
 from ghn_jax.deepnets.sampling import SPLITS, sample
 from ghn_jax.executor import run

@@ -26,7 +26,7 @@ from benchmarks.executor_equality import Case, make_case
 from ghn_jax.deepnets import sampling
 from ghn_jax.deepnets.architectures import Architecture
 from ghn_jax.deepnets.families import FAMILIES, family_of, instruction_set
-from ghn_jax.deepnets.lowering import CIFAR_SIZE
+from ghn_jax.deepnets.image_sizes import CIFAR_SIZE
 from ghn_jax.executor import fused, run
 from ghn_jax.executor.compiler_options import options_for
 from ghn_jax.executor.instruction_set import InstructionSet, collect

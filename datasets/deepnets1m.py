@@ -14,7 +14,7 @@ from typing import Any
 
 import tyro
 
-from ghn_jax.deepnets.lowering import CIFAR_SIZE, IMAGE_SIZES
+from ghn_jax.deepnets.image_sizes import CIFAR_SIZE, IMAGE_SIZES
 from ghn_jax.deepnets.sampling import SPLITS, sample
 from ghn_jax.deepnets.stored import Header, scan
 from ghn_jax.runtime import commands

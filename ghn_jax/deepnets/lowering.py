@@ -7,14 +7,10 @@ The walk follows the published `Network` module [1, Section 3]; thousands of arc
 """
 
 from ghn_jax.deepnets.architectures import Architecture
+from ghn_jax.deepnets.image_sizes import CIFAR_SIZE, check_image_size, patches, stem_stride
 from ghn_jax.executor.layouts import ROW, Axis
 from ghn_jax.executor.program import Builder, Lowered, Value
-from ghn_jax.runtime.errors import unknown_name
 
-CIFAR_SIZE = 32
-IMAGENET_SIZE = 224
-IMAGE_SIZES = (CIFAR_SIZE, IMAGENET_SIZE)
-_PATCHES = {CIFAR_SIZE: 11, IMAGENET_SIZE: 14}
 _HIDDEN_PADDED = 512
 
 
@@ -23,7 +19,7 @@ class UnreachableOutput(ValueError):
 
 
 def lower(arch: Architecture, num_classes: int = 10, image_size: int = CIFAR_SIZE) -> Lowered:
-    """Lowers a cell-based architecture for square images of 32 or 224 pixels.
+    """Lowers a cell-based architecture for square images of 32, 64, 96, ... pixels; see `image_sizes`.
 
     Raises UnreachableOutput if `none` operations cut the output off, ValueError for another image size.
     """
@@ -39,9 +35,7 @@ def capacity_of(arch: Architecture, num_classes: int = 10, image_size: int = CIF
 
 
 def _network(build: Builder, arch: Architecture, num_classes: int) -> Value:
-    image_size = build.image.size
-    if image_size not in IMAGE_SIZES:
-        raise unknown_name("image_size", image_size, map(str, IMAGE_SIZES))
+    check_image_size(build.image.size)
     s0, s1 = _stem(build, arch)
     channels, reduction_prev = arch.C, arch.stem_type == 1
     for index in range(arch.n_cells):
@@ -67,26 +61,27 @@ def _padded(arch: Architecture, width: int) -> int:
 
 
 def _stem(build: Builder, arch: Architecture) -> tuple[Value, Value]:
-    image, imagenet = build.image, build.image.size == IMAGENET_SIZE
+    image, stride = build.image, stem_stride(build.image.size)
     if arch.is_vit:
-        patch = (16, 16) if imagenet else (3, 3)
-        padding = (0, 0) if imagenet else (1, 1)
-        x = build.conv(image, _features(arch, arch.C), "stem0", patch, patch, padding, relu=False)
-        assert x.size == _PATCHES[image.size]
+        patch = patches(image.size)
+        kernel, padding = (patch.size, patch.size), (patch.padding, patch.padding)
+        x = build.conv(image, _features(arch, arch.C), "stem0", kernel, kernel, padding, relu=False)
+        assert x.size == patch.count
         x = build.positional_encoding(x, "pos_enc")
         return x, x
     kernel = (arch.ks, arch.ks)
     if arch.stem_type == 0:
-        stride = (4, 4) if imagenet else (1, 1)
-        width = arch.C * (3 if arch.preproc and not imagenet else 1)
-        x = build.conv(image, _features(arch, width), "stem.0", kernel, stride, relu=False)
+        width = arch.C * (3 if arch.preproc and stride == 1 else 1)
+        x = build.conv(image, _features(arch, width), "stem.0", kernel, (stride, stride), relu=False)
         x = _norm(build, arch, x, "stem.1")
         x = build.pool(x, "max", stride=2) if arch.stem_pool else x
         return x, x
-    stride = (2, 2) if imagenet else (1, 1)
+    first, second = min(stride, 2), max(stride // 2, 1)
     half = Axis(1, arch.C // 2, _padded(arch, arch.C // 2))
-    x = _norm(build, arch, build.conv(image, half, "stem0.0", kernel, stride, relu=False), "stem0.1")
-    x = _norm(build, arch, build.conv(x, _features(arch, arch.C), "stem0.3", (3, 3), stride), "stem0.4")
+    x = _norm(build, arch, build.conv(image, half, "stem0.0", kernel, (first, first), relu=False), "stem0.1")
+    x = _norm(
+        build, arch, build.conv(x, _features(arch, arch.C), "stem0.3", (3, 3), (second, second)), "stem0.4"
+    )
     x = x if arch.preproc else build.relu(x)  # the public second stem rectifies its input in place
     y = _norm(build, arch, build.conv(x, _features(arch, arch.C), "stem1.1", (3, 3), (2, 2)), "stem1.2")
     return x, y
@@ -175,8 +170,9 @@ def _classifier(build: Builder, arch: Architecture, x: Value, num_classes: int) 
 
 def lower_resnet50(num_classes: int = 10, image_size: int = CIFAR_SIZE) -> Lowered:
     """ResNet-50 [2] with torchvision's topology and names; for 32 pixels its stem is 3x3, stride 1, without pooling."""
+    check_image_size(image_size)
     build = Builder(image_size)
-    small = image_size == CIFAR_SIZE
+    small = stem_stride(image_size) == 1
 
     def conv_norm(x: Value, width: int, name: str, norm: str, kernel: int = 1, stride: int = 1) -> Value:
         out = Axis(1, width, width)

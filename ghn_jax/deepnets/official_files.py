@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ghn_jax.deepnets.lowering import CIFAR_SIZE
+from ghn_jax.deepnets.image_sizes import CIFAR_SIZE
 from ghn_jax.runtime.extras import extra
 
 with extra("train"):

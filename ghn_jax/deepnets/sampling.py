@@ -13,14 +13,8 @@ from typing import NamedTuple
 import numpy as np
 
 from ghn_jax.deepnets.architectures import NAMED, OPS, Architecture, Edge, Genotype
-from ghn_jax.deepnets.lowering import (
-    CIFAR_SIZE,
-    IMAGENET_SIZE,
-    UnreachableOutput,
-    capacity_of,
-    lower,
-    lower_resnet50,
-)
+from ghn_jax.deepnets.image_sizes import CIFAR_SIZE, IMAGENET_SIZE
+from ghn_jax.deepnets.lowering import UnreachableOutput, capacity_of, lower, lower_resnet50
 from ghn_jax.executor.program import Lowered
 from ghn_jax.runtime.errors import unknown_name
 
@@ -83,7 +77,7 @@ def sample(split: str, index: int, seed: int = 0, image_size: int = CIFAR_SIZE) 
     """Architecture number `index` of a split, for images of this size.
 
     Outside `train` its channels are drawn too, as in training [Section 3]; those of `wide` are four times
-    (ImageNet: twice) those of the same `test` architecture.
+    (other sizes than 32: twice) those of the same `test` architecture.
 
     Raises ValueError for an unknown split, or an index outside it.
     """
@@ -305,7 +299,9 @@ def _draw_genotype(rng: np.random.Generator, steps: int) -> Genotype:
 
 
 def _capacity(arch: Architecture, image_size: int, limit: int) -> int | None:
-    """Parameters for images of this size; None if they exceed the limit at either size, or reach no output."""
+    """Parameters for images of this size; None if they exceed the limit at either published size, or if there is no
+    output. So the architectures of a split are the same at all sizes, but for the widths that are drawn.
+    """
     try:
         capacity = {CIFAR_SIZE: capacity_of(arch, 10, CIFAR_SIZE)}
     except UnreachableOutput:
@@ -314,4 +310,6 @@ def _capacity(arch: Architecture, image_size: int, limit: int) -> int | None:
     near = not arch.glob_avg or capacity[CIFAR_SIZE] > limit // 2
     if near or image_size == IMAGENET_SIZE:
         capacity[IMAGENET_SIZE] = capacity_of(arch, 10, IMAGENET_SIZE)
-    return capacity[image_size] if max(capacity.values()) <= limit else None
+    if max(capacity.values()) > limit:
+        return None
+    return capacity[image_size] if image_size in capacity else capacity_of(arch, 10, image_size)

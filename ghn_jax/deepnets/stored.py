@@ -17,7 +17,8 @@ from jaxtyping import Int64
 
 from ghn_jax.deepnets import official_files
 from ghn_jax.deepnets.architectures import Architecture
-from ghn_jax.deepnets.lowering import CIFAR_SIZE, lower
+from ghn_jax.deepnets.image_sizes import CIFAR_SIZE
+from ghn_jax.deepnets.lowering import lower
 from ghn_jax.deepnets.sampling import SPLITS
 from ghn_jax.graphs import PRIMITIVES
 from ghn_jax.runtime.errors import unknown_name

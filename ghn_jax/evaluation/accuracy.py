@@ -101,7 +101,7 @@ def accuracy(
     counts, damaged = [], []
     for number, part in enumerate(itertools.islice(_batches(dataset, split, num_workers), 0, max_batches)):
         images = _noisy(part.images, noise, number) if noise else part.images
-        predicted = logits(_normalized(images, dataset.mean, dataset.std))
+        predicted = logits(_normalized(images, dataset.mean, dataset.std, dataset.image_size))
         counts.append(_count(predicted, part.labels, part.new))
         damaged += part.damaged
     top1, top5, total = np.sum(np.asarray(counts), axis=0)
@@ -136,9 +136,9 @@ def _noisy(images, noise, number):
     return 255 * jnp.clip(images / 255 + noise * jax.random.normal(key, images.shape), 0, 1)
 
 
-@functools.partial(jax.jit, static_argnums=(1, 2))
-def _normalized(images, mean, std):
-    return normalize(images, mean, std)
+@functools.partial(jax.jit, static_argnums=(1, 2, 3))
+def _normalized(images, mean, std, image_size):
+    return normalize(images, mean, std, image_size)
 
 
 @jax.jit

@@ -16,14 +16,13 @@ from ghn_jax import pretrained
 from ghn_jax.deepnets.networks import from_batch_stats, from_params
 from ghn_jax.evaluation import results
 from ghn_jax.evaluation.accuracy import BATCH_SIZE, Logits, accuracy
-from ghn_jax.evaluation.options import EvaluateOptions
+from ghn_jax.evaluation.options import EvaluateOptions, open_images
 from ghn_jax.graphs import draw
-from ghn_jax.images.loading import load
 from ghn_jax.images.resident import ImageDataset
 from ghn_jax.images.sources import StreamedDataset
 from ghn_jax.predict import predict_parameters
 from ghn_jax.runtime.extras import extra
-from ghn_jax.targets import NAMES, target
+from ghn_jax.targets import NAMES, target, variant
 from ghn_jax.targets.importing import import_model
 from ghn_jax.tracing.batch_norm import apply_by_batch
 from ghn_jax.tracing.outputs import leaf_name
@@ -50,8 +49,7 @@ def evaluate_model(options: EvaluateOptions) -> None:
                 f"`{option}` (={getattr(options, option)}) is for splits: leave it out with a model"
             )
     ghn = pretrained.load(options.ckpt)
-    name = options.dataset or ghn.info.get("dataset", "digits")
-    dataset = load(name, options.data_dir)
+    name, dataset = open_images(options, ghn.info)
     model = _model(options.arch, dataset)
     sample = jax.ShapeDtypeStruct((1, dataset.image_size, dataset.image_size, 3), jnp.float32)
     with warnings.catch_warnings(record=True) as caught:
@@ -136,7 +134,7 @@ def export(variables: Any, path: pathlib.Path, public_names: bool) -> None:
 def _model(arch: str, dataset: ImageDataset | StreamedDataset) -> Any:
     """The model called `arch`, with as many classes as the dataset has where it is named."""
     if arch in NAMES:
-        return target(arch, dataset.num_classes, dataset.image_size)
+        return target(arch, dataset.num_classes, variant(dataset.image_size))
     return import_model(arch)
 
 

@@ -2,6 +2,12 @@
 
 import dataclasses
 import pathlib
+from typing import Any
+
+from ghn_jax.deepnets.image_sizes import check_image_size
+from ghn_jax.images.loading import absolute, load
+from ghn_jax.images.resident import ImageDataset
+from ghn_jax.images.sources import StreamedDataset
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,6 +23,9 @@ class EvaluateOptions:
     """Images to test on: digits, cifar10, imagenet, tfds:NAME or folder:PATH [those the GHN was trained on]."""
     data_dir: pathlib.Path | None = None
     """TFDS directory with the prepared dataset; digits and folder:PATH need none."""
+    image_size: int | None = None
+    """Height and width that images are resized to and networks are made for, a multiple of 32 [that of training on the
+    same set; else nearly that of the images, 224 at most]."""
     split: str = "test"
     """val, test, wide, deep, dense, bnfree, search, predefined or train; table: those of the published table."""
     deepnets_dir: pathlib.Path | None = None
@@ -43,3 +52,16 @@ class EvaluateOptions:
     """Processes that decode the images of a streamed set; 0 decodes in threads."""
     compilation_cache: pathlib.Path | None = None
     """Where compiled programs are kept between runs [~/.cache/ghn_jax/xla]."""
+
+
+def open_images(options: EvaluateOptions, info: dict[str, Any]) -> tuple[str, ImageDataset | StreamedDataset]:
+    """The set of images to evaluate on, and its name; `info` says how the GHN was trained.
+
+    Raises ValueError for a set that cannot be opened, and a size that networks are not made for.
+    """
+    name = absolute(options.dataset or info.get("dataset", "digits"))
+    trained = info.get("image_size") if name == info.get("dataset") else None
+    image_size = trained if options.image_size is None else options.image_size
+    if image_size is not None:
+        check_image_size(image_size)
+    return name, load(name, options.data_dir, image_size)

@@ -11,10 +11,9 @@ from ghn_jax.evaluation import results
 from ghn_jax.evaluation.accuracy import Summary, network_accuracy, predict_flat, summarize
 from ghn_jax.evaluation.architectures import select
 from ghn_jax.evaluation.models import evaluate_model, is_model
-from ghn_jax.evaluation.options import EvaluateOptions
+from ghn_jax.evaluation.options import EvaluateOptions, open_images
 from ghn_jax.evaluation.table import TABLE, evaluate_table
 from ghn_jax.images.damage import DamageList
-from ghn_jax.images.loading import load
 from ghn_jax.models.templates import deepnets_templates
 from ghn_jax.runtime import compilation
 
@@ -49,8 +48,7 @@ def evaluate_split(options: EvaluateOptions) -> tuple[Summary, dict[str, float]]
     Returns the summary and each accuracy, top-5 if there are many classes.
     """
     ghn = pretrained.load(options.ckpt)
-    name = options.dataset or ghn.info.get("dataset", "digits")
-    dataset = load(name, options.data_dir)
+    name, dataset = open_images(options, ghn.info)
     if dataset.num_classes != ghn.config.num_classes:
         raise ValueError(
             f"`ckpt` (={options.ckpt!r}) predicts {ghn.config.num_classes} classes and `dataset` (={name!r}) has "
@@ -69,6 +67,7 @@ def evaluate_split(options: EvaluateOptions) -> tuple[Summary, dict[str, float]]
         "seed": options.seed,
         "channels": options.channels,
     }
+    header |= {"image_size": options.image_size} if options.image_size else {}
     header |= {"noise": options.noise} if options.noise else {}
     if options.deepnets_dir is not None:
         header["deepnets_dir"] = str(options.deepnets_dir)
@@ -134,6 +133,7 @@ def evaluate_split(options: EvaluateOptions) -> tuple[Summary, dict[str, float]]
 
 def _default_path(options: EvaluateOptions, dataset: str) -> pathlib.Path:
     part = f"-C{options.channels}" if options.channels else ""
+    part += f"-{options.image_size}px" if options.image_size else ""
     part += f"-noise{options.noise}" if options.noise else ""
     part += f"-{options.deepnets_dir.resolve().name}" if options.deepnets_dir else ""
     stem, dataset = pathlib.Path(options.ckpt).resolve().stem, re.sub(r"\W+", "_", dataset)

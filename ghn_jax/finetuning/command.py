@@ -15,7 +15,7 @@ from ghn_jax.images.loading import load
 from ghn_jax.images.shots import few_shots
 from ghn_jax.runtime import compilation
 from ghn_jax.runtime.errors import unknown_name
-from ghn_jax.targets import NAMES, target
+from ghn_jax.targets import NAMES, target, variant
 from ghn_jax.targets.importing import import_model
 
 
@@ -65,7 +65,7 @@ def make_model(options: FinetuneOptions, num_classes: int, image_size: int, seed
     if ":" in arch:
         return import_model(arch, seed)
     if arch in NAMES:
-        return target(arch, num_classes, image_size)
+        return target(arch, num_classes, variant(image_size))
     if arch.isdigit():
         found = sampling.sample(options.split, int(arch), image_size=image_size)
     elif arch in NAMED:

@@ -1,5 +1,6 @@
 """Image sets by name: small ones that stay on the device, large ones that are streamed."""
 
+import dataclasses
 import pathlib
 
 from ghn_jax.images import resident, sources
@@ -24,12 +25,18 @@ def absolute(name: str) -> str:
     return f"folder:{pathlib.Path(path).expanduser().absolute()}" if kind == "folder" and path else name
 
 
-def load(name: str, data_dir: pathlib.Path | None = None) -> ImageDataset | StreamedDataset:
+def load(
+    name: str, data_dir: pathlib.Path | None = None, image_size: int | None = None
+) -> ImageDataset | StreamedDataset:
     """Opens an image set: one of `DATASETS`, or of the forms in `STREAMED`.
+
+    Args:
+      image_size: height and width that networks are to see, by default nearly that of the images.
 
     Raises ValueError if it is unknown, is not there, or cannot be used (see `resident.load`, `sources.open_dataset`).
     """
     check_name(name)
     if name in DATASETS:
-        return resident.load(name, str(data_dir) if data_dir else None)
-    return sources.open_dataset(name, data_dir)
+        dataset = resident.load(name, str(data_dir) if data_dir else None)
+        return dataclasses.replace(dataset, image_size=image_size or dataset.image_size)
+    return sources.open_dataset(name, data_dir, image_size)

@@ -50,7 +50,7 @@ class ImageDataset:
 
     Attributes:
       classes: their names, in the order of the labels.
-      image_size: height and width, in pixels.
+      image_size: height and width that networks see, in pixels; `normalize` resizes images that have others.
       mean: of the training pixels per colour, in 0..1.
       std: their standard deviation.
       flip: whether a mirrored image still belongs to its class.
@@ -101,6 +101,7 @@ def train_batch(
     std: RGB,
     pad: int,
     flip: bool,
+    image_size: int | None = None,
 ) -> tuple[Float[Array, "batch height width channel"], Int[Array, " batch"]]:
     """Batch number `step` of an endless stream: shuffled, augmented, normalised.
 
@@ -112,7 +113,7 @@ def train_batch(
     order_key, augment_key = jax.random.split(key)
     batch = batch_indices(order_key, step, len(images_u8), batch_size)
     images = augment(jax.random.fold_in(augment_key, step), images_u8[batch], pad=pad, flip=flip)
-    return normalize(images, mean, std), labels[batch]
+    return normalize(images, mean, std, image_size), labels[batch]
 
 
 def batch_indices(
@@ -170,9 +171,13 @@ def augment(key: PRNGKeyArray, images_u8: Images, *, pad: int, flip: bool) -> Im
     return jnp.where(mirrored, cropped[:, :, ::-1], cropped)
 
 
-def normalize(images_u8: Images, mean: RGB, std: RGB) -> Float[Array, "image height width channel"]:
-    """(pixel / 255 - mean) / std, per colour, in float32."""
+def normalize(
+    images_u8: Images, mean: RGB, std: RGB, image_size: int | None = None
+) -> Float[Array, "image height width channel"]:
+    """(pixel / 255 - mean) / std, per colour, in float32; resized to `image_size`, if given, bilinearly."""
     pixels = jnp.asarray(images_u8, jnp.float32) / 255
+    if image_size is not None and pixels.shape[1:3] != (image_size, image_size):
+        pixels = jax.image.resize(pixels, (len(pixels), image_size, image_size, pixels.shape[-1]), "linear")
     return (pixels - jnp.asarray(mean, jnp.float32)) / jnp.asarray(std, jnp.float32)
 
 

@@ -7,22 +7,21 @@
 TensorFlow is not needed. See docs/imagenet.md for how to get ImageNet.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from ghn_jax.images.examples import Found, Source
+from ghn_jax.images.examples import Source
 from ghn_jax.images.folders import open_folder
 from ghn_jax.images.identity import Identity
+from ghn_jax.images.measure import LARGE, THUMBNAIL, Measured, Shape, measure, natural_size
 from ghn_jax.images.splits import three_splits
 from ghn_jax.images.tfds_directories import open_tfds
 from ghn_jax.runtime.extras import extra
 
 STREAMED = ("imagenet", "tfds:NAME", "folder:PATH")
 """Forms of the names that `open_dataset` accepts."""
-
-SMALL, LARGE = 32, 224
-"""Image sizes, in pixels."""
 
 RGB = tuple[float, float, float]
 
@@ -47,7 +46,7 @@ class StreamedDataset:
       std: their standard deviation.
       flip: whether a mirrored image still belongs to its class.
       crops: training images are "resized" random parts with jittered colours, as published for ImageNet; or, in sets
-        whose images all have `image_size`, whole images "shifted" a little, as published for CIFAR-10.
+        of thumbnails and of characters, whole images "shifted" a little, as published for CIFAR-10.
       train: training images.
       val: held out from the training images, unless the set has three splits.
       test: images never trained on; ImageNet's official validation images, since its test labels are secret.
@@ -88,7 +87,7 @@ def open_dataset(
     Args:
       name: of the forms in `STREAMED`.
       data_dir: TFDS directory; not used by folder:PATH.
-      image_size: 32 if that is the size of all images, else 224, unless given; those that networks are made for.
+      image_size: by default that of `measure.natural_size`, 224 for ImageNet.
 
     Raises:
       ValueError: the name is unknown; the set is missing, incomplete, of another version or format, or has an empty
@@ -113,11 +112,12 @@ def open_dataset(
             f"`dataset` (={name!r}) has {len(found.classes)} class: classification needs two or more"
         )
     train, val, test = three_splits(name, found.splits)
-    height, width, _ = found.shape
-    whole = height == width == (image_size or SMALL)
-    image_size = image_size or (SMALL if whole else LARGE)
+    shape, shorter = Measured((None, None, 3), LARGE) if name == "imagenet" else measure(train, found.shape)
+    image_size = image_size or natural_size(shorter)
+    characters = shows_characters(shape, found.classes)
+    thumbnails = shape[0] == shape[1] and shorter <= THUMBNAIL and image_size == natural_size(shorter)
+    whole = characters or thumbnails
     mean, std = _CIFAR10_COLORS if whole else _IMAGENET_COLORS
-    characters = shows_characters(found)
     return StreamedDataset(
         name=name,
         classes=found.classes,
@@ -134,10 +134,10 @@ def open_dataset(
     )
 
 
-def shows_characters(found: Found) -> bool:
+def shows_characters(shape: Shape, classes: Sequence[str]) -> bool:
     """Whether images seem to show digits or letters, which are others when mirrored.
 
     They do if they are grey and of 28 x 28 pixels, as in MNIST and all sets made in its likeness, or if each class is
     called by a single character.
     """
-    return found.shape == (28, 28, 1) or all(len(name) == 1 for name in found.classes)
+    return shape == (28, 28, 1) or all(len(name) == 1 for name in classes)

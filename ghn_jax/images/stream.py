@@ -73,8 +73,9 @@ def training_batches(
     if seed < 0:
         raise ValueError(f"`seed` (={seed}) must not be negative")
     order_seed, augmentation_seed = map(int, np.random.SeedSequence(seed).generate_state(2))
-    crop = decode.training_crop if dataset.crops == "resized" else decode.shifted_crop
-    transform = functools.partial(crop, flip=dataset.flip)
+    transform = functools.partial(decode.training_crop, flip=dataset.flip)
+    if dataset.crops == "shifted":
+        transform = functools.partial(decode.shifted_crop, flip=dataset.flip, pad=dataset.image_size // 8)
     return (
         grain.MapDataset.range(len(dataset.train))
         .shuffle(order_seed)

@@ -64,10 +64,11 @@ def deepnets_templates(config: GHNConfig, image_size: int) -> tuple[Template, ..
     dense = [(1, 1, full, full)]
     for kernel in ((3, 3), (5, 5), (7, 7), (1, 7), (7, 1)):
         dense += [(*kernel, half, half), (*kernel, full, full)]
-    stems = [(k, k, 4, full) for k in (3, 5, 7, *((16,) if image_size > 32 else ()))]
+    patch = math.ceil(image_size / 14)  # see ghn_jax.deepnets.image_sizes
+    patches, patch = min(math.ceil(image_size / patch), config.max_kernel), min(patch, config.max_kernel)
+    stems = [(k, k, 4, full) for k in dict.fromkeys((3, 5, 7, patch))]
     depthwise = [(k, k, 1, full) for k in (3, 5)]
     classes = math.ceil(config.num_classes / ROW) * ROW
-    patches = 11 if image_size == 32 else 14
     return (
         *(Template("conv", *form) for form in (*dense, *stems, *depthwise)),
         Template("pos_enc", patches, patches, 1, full),

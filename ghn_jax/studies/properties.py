@@ -18,7 +18,8 @@ from jaxtyping import Float
 from ghn_jax import pretrained
 from ghn_jax.deepnets import sampling
 from ghn_jax.deepnets.architectures import Architecture
-from ghn_jax.deepnets.lowering import CIFAR_SIZE, IMAGENET_SIZE, lower
+from ghn_jax.deepnets.image_sizes import CIFAR_SIZE, IMAGENET_SIZE
+from ghn_jax.deepnets.lowering import lower
 from ghn_jax.deepnets.stored import open_split
 from ghn_jax.pretrained import TrainedGHN
 from ghn_jax.runtime import commands

@@ -26,7 +26,7 @@ from ghn_jax.targets import (
 )
 from ghn_jax.targets.layers import mark
 
-__all__ = ["NAMES", "list_targets", "mark", "target"]
+__all__ = ["NAMES", "list_targets", "mark", "target", "variant"]
 
 _TARGETS = {
     **resnet.TARGETS,
@@ -75,3 +75,8 @@ def target(name: str, num_classes: int = 1000, image_size: int = 224) -> nn.Modu
             "224 for larger ones"
         )
     return _TARGETS[name](num_classes=num_classes, image_size=image_size)
+
+
+def variant(image_size: int) -> int:
+    """The size, 32 or 224, whose variant suits images of `image_size` pixels: from 64 on the resolution is reduced."""
+    return 32 if image_size < 64 else 224

@@ -79,6 +79,7 @@ class _Resident:
                 std=dataset.std,
                 pad=dataset.pad,
                 flip=dataset.flip,
+                image_size=dataset.image_size,
             )
         )
 

@@ -68,8 +68,8 @@ class _Plan(NamedTuple):
 def _plan(options: TrainOptions) -> _Plan:
     assert options.meta_batch_size
     prepare.check_divides(options.meta_batch_size, jax.device_count())
-    dataset = load(options.dataset, options.data_dir)
-    fitted = options.fitted(len(dataset.train), len(dataset.val))
+    dataset = load(options.dataset, options.data_dir, options.image_size)
+    fitted = options.fitted(len(dataset.train), len(dataset.val), dataset.image_size)
     assert fitted.batch_size and fitted.epochs
     horizon = fitted.epochs * (len(dataset.train) // fitted.batch_size)
     if horizon > LARGEST:
@@ -266,9 +266,13 @@ def _check_same_run(
     """Raises ValueError unless the checkpoint is of this run, or of one that it may go on from."""
     where = f"`workdir` (={str(options.workdir)!r}) holds a run"
     now = options.identity()
-    saved_options = {"recipe": "published", "draw": "published"} | saved[
-        "options"
-    ]  # before there were others
+    size_before = 32 if saved["config"]["max_kernel"] == 11 else 224
+    first = {
+        "recipe": "published",
+        "draw": "published",
+        "image_size": size_before,
+    }  # before they were options
+    saved_options = first | saved["options"]
     before = {name: saved_options.get(name, getattr(TrainOptions, name)) for name in now}  # may be new
     differences = [f"--{k} was {before[k]}, is {v}" for k, v in now.items() if before[k] != v]
     ghn = {name: saved["config"].get(name, value) for name, value in dataclasses.asdict(ghn_config).items()}

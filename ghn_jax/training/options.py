@@ -5,6 +5,7 @@ import pathlib
 import re
 from typing import Any
 
+from ghn_jax.deepnets.image_sizes import check_image_size
 from ghn_jax.deepnets.sampling import DRAWS, SPLITS
 from ghn_jax.evaluation.accuracy import BATCH_SIZE
 from ghn_jax.images.loading import absolute
@@ -69,6 +70,9 @@ class TrainOptions:
     """digits (1,797 scans that come with scikit-learn), cifar10, imagenet, tfds:NAME or folder:PATH."""
     data_dir: pathlib.Path | None = None
     """TFDS directory with the prepared dataset; digits and folder:PATH need none."""
+    image_size: int | None = None
+    """Height and width that images are resized to and networks are made for, a multiple of 32 [nearly that of the
+    images, 224 at most]."""
     preset: str = "ghn2"
     """ghn2, ghn1, mlp, or ghn3-t, -s, -l, -xl."""
     deepnets_dir: pathlib.Path | None = None
@@ -144,6 +148,8 @@ class TrainOptions:
             raise unknown_name("executor", self.executor, EXECUTORS)
         if self.precision not in PRECISIONS:
             raise unknown_name("precision", self.precision, PRECISIONS)
+        if self.image_size is not None:
+            check_image_size(self.image_size)
         defaults: dict[str, Any] = {"label_smoothing": 0.0, "recipe": "published", "draw": "published"}
         family = self.preset.partition("-")[0]
         defaults |= _DEFAULTS.get(self.dataset, _DEFAULTS[""])
@@ -174,8 +180,8 @@ class TrainOptions:
             clip=self.clip,
         )
 
-    def fitted(self, num_train: int, num_val: int) -> "TrainOptions":
-        """Fills in the defaults that depend on the numbers of images, of options from `resolve`.
+    def fitted(self, num_train: int, num_val: int, image_size: int = 32) -> "TrainOptions":
+        """Fills in the defaults that depend on the images, of options from `resolve`.
 
         Raises ValueError for a batch larger than the training set or not a multiple of a micro-batch, and for more
         architectures to validate than held-out images allow.
@@ -192,7 +198,7 @@ class TrainOptions:
                 f"`val_archs` (={val_archs}) need {BATCH_SIZE} held-out images, and {self.dataset} has {num_val}: "
                 "use --val_archs=0"
             )
-        options = dataclasses.replace(self, batch_size=batch_size, val_archs=val_archs)
+        options = dataclasses.replace(self, batch_size=batch_size, val_archs=val_archs, image_size=image_size)
         options._check_micro_batch()
         return options
 
@@ -206,6 +212,7 @@ class TrainOptions:
         """What two runs must share for one to go on from the other."""
         names = (
             "dataset",
+            "image_size",
             "preset",
             "meta_batch_size",
             "batch_size",

@@ -94,7 +94,8 @@ def lowered_shapes(lowered: Lowered) -> dict[str, tuple[int, ...]]:
 
 
 @pytest.mark.parametrize(
-    ("split", "image_size"), [*((split, 32) for split in SPLITS), ("val", 224), ("search", 224)]
+    ("split", "image_size"),
+    [*((split, 32) for split in SPLITS), ("val", 224), ("search", 224), ("val", 96), ("test", 128)],
 )
 def test_parameters_of_random_architectures(split, image_size):
     arch = sample(split, 0, image_size=image_size)
@@ -107,9 +108,9 @@ def test_parameters_of_named_architectures(name):
     assert parameter_shapes(CellNetwork(NAMED[name])) == lowered_shapes(lower(NAMED[name]))
 
 
-@pytest.mark.parametrize("image_size", [32, 224])
+@pytest.mark.parametrize("image_size", [32, 64, 224])
 def test_parameters_of_resnet50(image_size):
-    shapes = parameter_shapes(target("resnet50", LABELS, image_size), image_size)
+    shapes = parameter_shapes(target("resnet50", LABELS, 32 if image_size == 32 else 224), image_size)
     assert shapes == lowered_shapes(lower_resnet50(LABELS, image_size))
     assert shapes["layer1.0.downsample.0.weight"] == (256, 64, 1, 1)
 
@@ -128,6 +129,16 @@ def test_logits_equal_those_of_the_executor(name):
     lowered, images = lower(SMALL[name]), random_images()
     tensors = random_tensors(lowered)
     logits = logits_of(CellNetwork(SMALL[name]), tensors, images)
+    assert_close(logits, executor_logits(lowered, tensors, images), 1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "image_size"), [("attention", 64), ("inputs as they are", 96)], ids=["64", "96"]
+)
+def test_logits_equal_those_of_the_executor_at_other_sizes(name, image_size):
+    lowered, images = lower(SMALL[name], LABELS, image_size), random_images(image_size)
+    tensors = random_tensors(lowered)
+    logits = logits_of(CellNetwork(SMALL[name], LABELS, image_size), tensors, images)
     assert_close(logits, executor_logits(lowered, tensors, images), 1e-4)
 
 
@@ -187,8 +198,8 @@ def test_what_reaches_no_output_is_left_out():
 def test_errors_name_the_argument():
     small = next(iter(SMALL.values()))
     cut_off = network([("conv_1x1", 0), ("none", 1)], [("none", 0), ("none", 1)])
-    with pytest.raises(ValueError, match="`image_size` \\(=64\\)"):
-        parameter_shapes(CellNetwork(small, LABELS, 64))
+    with pytest.raises(ValueError, match="`image_size` \\(=50\\)"):
+        parameter_shapes(CellNetwork(small, LABELS, 50))
     with pytest.raises(ValueError, match="`images` of shape"):
         CellNetwork(small).init(jax.random.key(0), jnp.zeros((BATCH, 224, 224, 3)))
     with pytest.raises(ValueError, match="replace some 'none'"):

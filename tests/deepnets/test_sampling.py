@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from ghn_jax.deepnets import sampling
-from ghn_jax.deepnets.lowering import CIFAR_SIZE, IMAGE_SIZES, capacity_of, lower
+from ghn_jax.deepnets.image_sizes import CIFAR_SIZE, IMAGE_SIZES
+from ghn_jax.deepnets.lowering import capacity_of, lower
 from ghn_jax.deepnets.sampling import (
     CHANNELS,
     FC_DIMS,

@@ -10,9 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 from datasets import images
-from ghn_jax.images import resident
+from ghn_jax.images import loading, resident
 
 KEY = jax.random.key(0)
 
@@ -247,6 +248,18 @@ def test_normalize():
     normalised = resident.normalize(pixels, (0.5, 0.2, 0.0), (0.25, 1.0, 0.5))
     assert normalised.dtype == jnp.float32
     np.testing.assert_allclose(normalised, [[[[-2, 0, 2]]]], atol=1e-6)
+
+
+def test_images_are_resized_on_the_device():
+    digits = loading.load("digits", image_size=64)
+    assert isinstance(digits, resident.ImageDataset)
+    assert digits.image_size == 64 and digits.train.images.shape[1:3] == (32, 32)
+    pixels = digits.train.images[:2]
+    resized = resident.normalize(jnp.asarray(pixels), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), digits.image_size)
+    expected = [
+        np.asarray(Image.fromarray(image).resize((64, 64), Image.Resampling.BILINEAR)) for image in pixels
+    ]
+    np.testing.assert_allclose(resized, np.stack(expected) / 255, atol=1 / 255)
 
 
 def test_batches_depend_on_key_and_step_alone():

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from image_sets import examples, jpeg, labels, numbered, write_folder, write_tfds
+from image_sets import encoded, examples, jpeg, labels, numbered, picture, write_folder, write_tfds
 
 from ghn_jax.images import folders
 from ghn_jax.images.examples import DamagedImage
 from ghn_jax.images.sources import open_dataset
+from ghn_jax.images.stream import TrainStream
 
 
 def test_imagenet_holds_out_a_tenth_of_its_training_images(tmp_path):
@@ -38,14 +39,14 @@ def test_tfds_gives_classes_and_size(tmp_path):
     assert open_dataset("tfds:small", tmp_path, image_size=64).crops == "resized"
     other = open_dataset("tfds:other/grey", tmp_path)
     assert [len(source) for source in (other.train, other.val, other.test)] == [20, 4, 5]
-    assert (other.image_size, other.crops) == (224, "resized")
+    assert (other.image_size, other.crops) == (32, "resized")
 
 
 def test_folder_holds_out_the_last_files_of_each_class(tmp_path):
     write_folder(tmp_path, {"train": {"ant": 30, "bee": 12, "cat": 5}, "val": {"ant": 2, "cat": 1}})
     (tmp_path / "train/ant/readme.txt").write_text("no image")
     dataset = open_dataset(f"folder:{tmp_path}")
-    assert (dataset.num_classes, dataset.image_size, dataset.crops) == (3, 224, "resized")
+    assert (dataset.num_classes, dataset.image_size, dataset.crops) == (3, 32, "resized")
     assert labels(dataset.val) == [0, 0, 0, 1]
     assert Counter(labels(dataset.train)) == {0: 27, 1: 11, 2: 5}
     assert labels(dataset.test) == [0, 0, 2]
@@ -151,6 +152,47 @@ def test_folder_is_read_as_torchvision_does(tmp_path):
     files, directories = dataset.notes
     assert files.startswith("2 files are passed over") and "photo.heic" in files and "stray.jpg" in files
     assert directories == "directories beside train are not used: extra"
+
+
+@pytest.mark.parametrize(
+    ("sizes", "image_size", "crops"),
+    [
+        ([(28, 28)], 32, "shifted"),
+        ([(64, 64)], 64, "shifted"),
+        ([(96, 96)], 96, "resized"),
+        ([(500, 375), (30, 40), (333, 500)], 224, "resized"),
+        ([(110, 100), (90, 96), (300, 400)], 96, "resized"),
+    ],
+)
+def test_networks_see_images_of_about_their_size(tmp_path, sizes, image_size, crops):
+    """The median of the shorter sides, as the nearest multiple of 32; never 224 for thumbnails."""
+    images = [(encoded(picture(i, *sizes[i % len(sizes)])), i % 12) for i in range(24)]
+    for number, (data, label) in enumerate(images):
+        for split in ("train", "val"):
+            path = tmp_path / "folder" / split / f"class{label}" / f"{number}.jpg"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
+    write_tfds(tmp_path, {"train": images, "test": images}, 12, "set/1.0.0")
+    for name in (f"folder:{tmp_path / 'folder'}", "tfds:set"):
+        dataset = open_dataset(name, tmp_path)
+        assert (dataset.image_size, dataset.crops) == (image_size, crops)
+        batch = next(TrainStream(dataset, 2, seed=0))
+        assert batch.images.shape == (2, image_size, image_size, 3)
+        assert open_dataset(name, tmp_path, image_size=128).image_size == 128
+
+
+def test_characters_are_seen_whole_at_any_size(tmp_path):
+    images = [(encoded(picture(index, 28, 28).convert("L"), "PNG"), index % 12) for index in range(24)]
+    write_tfds(tmp_path, {"train": images, "test": images}, 12, "set/1.0.0", shape=(28, 28, 1))
+    assert open_dataset("tfds:set", tmp_path, image_size=64).crops == "shifted"
+
+
+def test_a_set_of_damaged_images_is_an_error(tmp_path):
+    write_folder(tmp_path, {"train": {"ant": 20, "bee": 20}, "val": {"ant": 1}})
+    for path in (tmp_path / "train").rglob("*.jpg"):
+        path.write_bytes(b"")
+    with pytest.raises(ValueError, match=r"none of .* images can be read"):
+        open_dataset(f"folder:{tmp_path}")
 
 
 def test_what_changed_in_a_folder_is_told(tmp_path):

@@ -188,13 +188,15 @@ def assert_one_line_error(done: subprocess.CompletedProcess[str], remedy: str) -
     [(162, 18, 16, 0), (45_000, 5000, 256, 4), (5, 64, 1, 4), (1294, 143, 128, 4)],
 )
 def test_defaults_follow_the_size_of_the_set(num_train, num_val, batch_size, val_archs):
-    options = TrainOptions(dataset="folder:small").resolve().fitted(num_train, num_val)
-    assert (options.batch_size, options.val_archs) == (batch_size, val_archs)
+    options = TrainOptions(dataset="folder:small").resolve().fitted(num_train, num_val, 64)
+    assert (options.batch_size, options.val_archs, options.image_size) == (batch_size, val_archs, 64)
 
 
 def test_options_that_a_small_set_does_not_allow_are_errors():
     options = TrainOptions(dataset="folder:small", micro_batch_size=5).resolve()
     with pytest.raises(ValueError, match=r"`micro_batch_size` \(=5\) must divide the batch size, 16"):
         options.fitted(162, 18)
+    with pytest.raises(ValueError, match=r"`image_size` \(=100\) must be a multiple of 32 .*: choose 96"):
+        TrainOptions(image_size=100).resolve()
     with pytest.raises(ValueError, match=r"`batch_size` \(=64\) exceeds the 50 training images"):
         TrainOptions(dataset="cifar10").resolve().fitted(50, 0)

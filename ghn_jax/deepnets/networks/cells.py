@@ -6,6 +6,8 @@ It is what predicted parameters are used with outside of this library. It shares
 [1] Knyazev et al., Parameter Prediction for Unseen Deep Architectures, NeurIPS 2021, Section 3.
 """
 
+import math
+
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
@@ -23,7 +25,7 @@ from ghn_jax.deepnets.networks.ops import (
     subsample,
 )
 
-_CIFAR, _IMAGENET = 32, 224
+_SIZES = range(32, 513, 32)
 
 
 class CellNetwork(nn.Module):
@@ -34,14 +36,14 @@ class CellNetwork(nn.Module):
     Attributes:
       arch: the architecture.
       num_classes: number of logits.
-      image_size: height and width of the images, 32 or 224; the stem depends on it.
+      image_size: height and width of the images, 32, 64, ..., 512; the stem depends on it.
       running_statistics: whether batch norm keeps running statistics in training (`batch_stats`), for evaluation; a GHN
         predicts none, so else it uses the statistics of the batch.
     """
 
     arch: Architecture
     num_classes: int = 10
-    image_size: int = _CIFAR
+    image_size: int = _SIZES[0]
     running_statistics: bool = False
 
     @nn.compact
@@ -57,8 +59,10 @@ class CellNetwork(nn.Module):
         Raises ValueError for images of another size, or if `none` operations cut the output off.
         """
         arch, size = self.arch, self.image_size
-        if size not in (_CIFAR, _IMAGENET):
-            raise ValueError(f"`image_size` (={size}) must be {_CIFAR} or {_IMAGENET}")
+        if size not in _SIZES:
+            raise ValueError(
+                f"`image_size` (={size}) must be a multiple of {_SIZES.step} from {_SIZES[0]} to {_SIZES[-1]}"
+            )
         if images.shape[1:] != (size, size, 3):
             raise ValueError(f"`images` of shape {images.shape} must have shape (batch, {size}, {size}, 3)")
 
@@ -83,21 +87,23 @@ class CellNetwork(nn.Module):
 
     def _stem(self, images: Map, norm: Norm, both: bool) -> tuple[Map, Map | None]:
         """The inputs of the first cell; the second may be left out unless `both` are needed."""
-        arch, imagenet = self.arch, self.image_size == _IMAGENET
+        arch = self.arch
         if arch.is_vit:
-            patch, padding = ((16, 16), 0) if imagenet else ((3, 3), 1)
-            x = nn.Conv(arch.C, patch, patch, padding, use_bias=False, name="stem0")(images)
+            patch = math.ceil(self.image_size / 14)  # 14 patches to a side, or fewer
+            padding = math.ceil(-self.image_size % patch / 2)
+            x = nn.Conv(arch.C, (patch, patch), patch, padding, use_bias=False, name="stem0")(images)
             x = PositionalEncoding(name="pos_enc")(x)
             return x, x
+        stride = 1 if self.image_size < 64 else 2 if self.image_size < 128 else 4
         if arch.stem_type == 0:
-            features = arch.C * (3 if arch.preproc and not imagenet else 1)
-            x = conv(features, arch.ks, "stem.0", stride=4 if imagenet else 1)(images)
+            features = arch.C * (3 if arch.preproc and stride == 1 else 1)
+            x = conv(features, arch.ks, "stem.0", stride)(images)
             x = batch_norm(x, norm, "stem.1")
             x = max_pool(x, stride=2) if arch.stem_pool else x
             return x, x
-        stride = 2 if imagenet else 1
-        x = batch_norm(conv(arch.C // 2, arch.ks, "stem0.0", stride)(images), norm, "stem0.1")
-        x = batch_norm(conv(arch.C, 3, "stem0.3", stride)(nn.relu(x)), norm, "stem0.4")
+        first, second = ((1, 1), (2, 1), (2, 2))[stride // 2]
+        x = batch_norm(conv(arch.C // 2, arch.ks, "stem0.0", first)(images), norm, "stem0.1")
+        x = batch_norm(conv(arch.C, 3, "stem0.3", second)(nn.relu(x)), norm, "stem0.4")
         # The public second half rectifies its input in place, so the cell sees that too. It matters
         # without preprocessing only, which else begins with a ReLU.
         x = nn.relu(x)
