@@ -13,7 +13,10 @@ IMAGE_SIZES = (CIFAR_SIZE, IMAGENET_SIZE)
 LARGEST = 512
 """Beyond it a step takes minutes."""
 
-_STEP = 32  # stems and cells halve maps up to five times
+THUMBNAIL_SIZE = 16
+"""The smallest size: stems and cells halve maps up to four times."""
+
+_STEP = 32
 _MOST_PATCHES = 14
 
 
@@ -27,17 +30,17 @@ class Patches(NamedTuple):
 
 def check_image_size(image_size: int) -> None:
     """Raises ValueError for a size that networks are not made for."""
-    if image_size % _STEP or not CIFAR_SIZE <= image_size <= LARGEST:
+    if image_size != THUMBNAIL_SIZE and (image_size % _STEP or not CIFAR_SIZE <= image_size <= LARGEST):
         nearest = min(LARGEST, max(CIFAR_SIZE, (image_size + _STEP // 2) // _STEP * _STEP))
         raise ValueError(
-            f"`image_size` (={image_size}) must be a multiple of {_STEP} from {CIFAR_SIZE} to {LARGEST}: choose "
-            f"{nearest}, to which images of any size are resized"
+            f"`image_size` (={image_size}) must be {THUMBNAIL_SIZE}, or a multiple of {_STEP} from {CIFAR_SIZE} to "
+            f"{LARGEST}: choose {nearest}, to which images of any size are resized"
         )
 
 
 def stem_stride(image_size: int) -> int:
     """By how much a stem of convolutions reduces the resolution: 1, 2 or 4, the most that leaves 32 pixels."""
-    return next(stride for stride in (4, 2, 1) if image_size // stride >= CIFAR_SIZE)
+    return next(stride for stride in (4, 2, 1) if image_size // stride >= min(image_size, CIFAR_SIZE))
 
 
 def patches(image_size: int) -> Patches:

@@ -24,8 +24,8 @@ class EvaluateOptions:
     data_dir: pathlib.Path | None = None
     """TFDS directory with the prepared dataset; digits and folder:PATH need none."""
     image_size: int | None = None
-    """Height and width that images are resized to and networks are made for, a multiple of 32 [that of training on the
-    same set; else nearly that of the images, 224 at most]."""
+    """Height and width that images are resized to and networks are made for, 16 or a multiple of 32 [that of training
+    on the same set; else nearly that of the images, 224 at most]."""
     split: str = "test"
     """val, test, wide, deep, dense, bnfree, search, predefined or train; table: those of the published table."""
     deepnets_dir: pathlib.Path | None = None

@@ -74,5 +74,5 @@ def preset(name: str, num_classes: int = 10, image_size: int = 32) -> GHNConfig:
     """
     if name not in _FAMILIES:
         raise unknown_name("preset", name, PRESETS)
-    max_kernel = 11 if image_size == 32 else 16
+    max_kernel = 11 if image_size <= 32 else 16
     return dataclasses.replace(_FAMILIES[name], num_classes=num_classes, max_kernel=max_kernel)

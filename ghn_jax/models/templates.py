@@ -231,7 +231,9 @@ def _usage(owned: list[dict[int, tuple[Parameter, ...]]], templates: Sequence[Te
 
 def fan_in_scale(shape: Shape, config: GHNConfig) -> float:
     """The published fan-in normalisation: sqrt(beta / fan_in), where beta makes up for a ReLU that follows."""
-    is_pos_enc = len(shape) == 4 and shape[0] == 1 and shape[2] >= 11
+    is_pos_enc = (
+        len(shape) == 4 and shape[0] == 1 and shape[2] >= 8
+    )  # 8 x 8 patches at 16 pixels, 11 x 11 at 32
     if not config.normalize or len(shape) == 1 or is_pos_enc:
         return 1.0
     before_no_relu = len(shape) > 2 and (shape[1] == 1 or shape[2] < shape[3])

@@ -24,6 +24,7 @@ _DEFAULTS = {
         "epochs": 8,
         "recipe": "efficient",
         "draw": "narrow",
+        "image_size": 16,
     },
 }
 """Settings by dataset; "" are those of all others."""
@@ -71,8 +72,8 @@ class TrainOptions:
     data_dir: pathlib.Path | None = None
     """TFDS directory with the prepared dataset; digits and folder:PATH need none."""
     image_size: int | None = None
-    """Height and width that images are resized to and networks are made for, a multiple of 32 [nearly that of the
-    images, 224 at most]."""
+    """Height and width that images are resized to and networks are made for, 16 or a multiple of 32 [nearly that of
+    the images, 224 at most; digits: 16]."""
     preset: str = "ghn2"
     """ghn2, ghn1, mlp, or ghn3-t, -s, -l, -xl."""
     deepnets_dir: pathlib.Path | None = None

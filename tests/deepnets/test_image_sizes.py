@@ -14,7 +14,7 @@ from ghn_jax.models.templates import deepnets_templates, make_plan
 
 
 def test_published_sizes_have_the_published_stems():
-    assert [stem_stride(size) for size in (32, 64, 96, 128, 224, 512)] == [1, 2, 2, 4, 4, 4]
+    assert [stem_stride(size) for size in (16, 32, 64, 96, 128, 224, 512)] == [1, 1, 2, 2, 4, 4, 4]
     assert patches(32) == Patches(3, 1, 11)
     assert patches(224) == Patches(16, 0, 14)
     for size in range(32, 513, 32):
@@ -33,7 +33,7 @@ def test_other_sizes_are_refused(size, nearest):
         lower_resnet50(10, size)
 
 
-@pytest.mark.parametrize("image_size", [32, 64, 96, 128, 160, 256])
+@pytest.mark.parametrize("image_size", [16, 32, 64, 96, 128, 160, 256])
 def test_templates_cover_networks(image_size):
     config = preset("ghn2", 10, image_size)
     templates = deepnets_templates(config, image_size)

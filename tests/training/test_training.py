@@ -196,7 +196,9 @@ def test_options_that_a_small_set_does_not_allow_are_errors():
     options = TrainOptions(dataset="folder:small", micro_batch_size=5).resolve()
     with pytest.raises(ValueError, match=r"`micro_batch_size` \(=5\) must divide the batch size, 16"):
         options.fitted(162, 18)
-    with pytest.raises(ValueError, match=r"`image_size` \(=100\) must be a multiple of 32 .*: choose 96"):
+    with pytest.raises(
+        ValueError, match=r"`image_size` \(=100\) must be 16, or a multiple of 32 .*: choose 96"
+    ):
         TrainOptions(image_size=100).resolve()
     with pytest.raises(ValueError, match=r"`batch_size` \(=64\) exceeds the 50 training images"):
         TrainOptions(dataset="cifar10").resolve().fitted(50, 0)
