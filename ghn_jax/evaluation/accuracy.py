@@ -47,6 +47,10 @@ class Accuracy(NamedTuple):
     damaged: tuple[str, ...] = ()
 
 
+class NotFinite(ValueError):
+    """Parameters or logits of a network that are infinite or not a number."""
+
+
 def predict_flat(
     config: GHNConfig, params: dict[str, Any], network: Lowered, templates: tuple[Template, ...]
 ) -> Float[Array, "row 8"]:
@@ -69,12 +73,13 @@ def network_accuracy(
     max_batches: int | None = None,
     num_workers: int = 0,
     noise: float = 0.0,
+    name: str = "the network",
 ) -> Accuracy:
     """Accuracy of a lowered network with these parameters; other arguments as for `accuracy`."""
     program = run.without_dropout(network.program)
     weights = run.load_weights(program, flat)
     logits = functools.partial(run.forward, program, weights)
-    return accuracy(logits, dataset, split, max_batches, num_workers, noise)
+    return accuracy(logits, dataset, split, max_batches, num_workers, noise, name)
 
 
 def accuracy(
@@ -84,6 +89,7 @@ def accuracy(
     max_batches: int | None = None,
     num_workers: int = 0,
     noise: float = 0.0,
+    name: str = "the network",
 ) -> Accuracy:
     """Accuracy of a function from images to logits.
 
@@ -93,8 +99,10 @@ def accuracy(
       num_workers: processes that decode a streamed set.
       noise: standard deviation of Gaussian noise on the pixels, in 0..1, which stay in that range; the same noise in
         every call.
+      name: of the network, for messages.
 
-    Raises ValueError for a split of less than 64 images, and for negative noise.
+    Raises ValueError for a split of less than 64 images, and for negative noise; NotFinite for logits that are not
+    finite.
     """
     if noise < 0:
         raise ValueError(f"`noise` (={noise}) must not be negative")
@@ -104,7 +112,12 @@ def accuracy(
         predicted = logits(_normalized(images, dataset.mean, dataset.std, dataset.image_size))
         counts.append(_count(predicted, part.labels, part.new))
         damaged += part.damaged
-    top1, top5, total = np.sum(np.asarray(counts), axis=0)
+    top1, top5, total, finite = np.sum(np.asarray(counts), axis=0)
+    if finite < len(counts):
+        raise NotFinite(
+            f"the logits of {name} are not finite on {len(counts) - finite} of {len(counts)} batches: it has no "
+            "accuracy"
+        )
     return Accuracy(100.0 * float(top1) / total, 100.0 * float(top5) / total, int(total), tuple(damaged))
 
 
@@ -143,11 +156,12 @@ def _normalized(images, mean, std, image_size):
 
 @jax.jit
 def _count(logits, labels, new):
-    """How many labels come first, and among the first five; and how many there are."""
+    """How many labels come first, and among the first five; how many there are; 1 if all logits are finite."""
     own, place = logits[jnp.arange(len(labels)), labels, None], jnp.arange(logits.shape[-1])
     behind = (logits < own) | (logits == own) & (place >= labels[:, None])  # nothing is behind NaN
     before = (~behind).sum(-1)
-    return jnp.stack([((before < 1) & new).sum(), ((before < 5) & new).sum(), new.sum()])
+    finite = jnp.isfinite(logits).all().astype(jnp.int32)
+    return jnp.stack([((before < 1) & new).sum(), ((before < 5) & new).sum(), new.sum(), finite])
 
 
 class Summary(NamedTuple):

@@ -9,7 +9,7 @@ from ghn_jax.deepnets.architectures import Architecture
 from ghn_jax.deepnets.lowering import lower
 from ghn_jax.evaluation.options import EvaluateOptions
 from ghn_jax.executor.program import Lowered
-from ghn_jax.runtime.errors import unknown_name
+from ghn_jax.runtime.errors import check_range, unknown_name
 from ghn_jax.targets import NAMES
 
 Maker = Callable[[int, int], Lowered]
@@ -21,10 +21,7 @@ def select(options: EvaluateOptions, image_size: int) -> list[tuple[str, Maker]]
 
     Raises ValueError for an unknown split or name, an index outside the split, and a file that is missing or damaged.
     """
-    if options.num_archs is not None and options.num_archs < 1:
-        raise ValueError(f"`num_archs` (={options.num_archs}) must be at least 1")
-    if options.channels is not None and (options.channels < 16 or options.channels % 16):
-        raise ValueError(f"`channels` (={options.channels}) must be a positive multiple of 16")
+    check_range("num_archs", options.num_archs, 1)
     if options.arch is not None and not options.arch.isdigit():
         return [(options.arch.lower(), _named(options.arch))]
     if options.split == "predefined":

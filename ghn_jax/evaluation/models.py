@@ -15,22 +15,18 @@ from flax import nnx
 from ghn_jax import pretrained
 from ghn_jax.deepnets.networks import from_batch_stats, from_params
 from ghn_jax.evaluation import results
-from ghn_jax.evaluation.accuracy import BATCH_SIZE, Logits, accuracy
+from ghn_jax.evaluation.accuracy import BATCH_SIZE, Logits, NotFinite, accuracy
 from ghn_jax.evaluation.options import EvaluateOptions, open_images
 from ghn_jax.graphs import draw
 from ghn_jax.images.resident import ImageDataset
 from ghn_jax.images.sources import StreamedDataset
 from ghn_jax.predict import predict_parameters
+from ghn_jax.runtime import outputs
 from ghn_jax.runtime.extras import extra
 from ghn_jax.targets import NAMES, target, variant
 from ghn_jax.targets.importing import import_model
 from ghn_jax.tracing.batch_norm import apply_by_batch
 from ghn_jax.tracing.outputs import leaf_name
-
-
-def is_model(arch: str) -> bool:
-    """Whether `--arch` names a model, rather than an architecture of DeepNets-1M."""
-    return arch in NAMES or ":" in arch
 
 
 def evaluate_model(options: EvaluateOptions) -> None:
@@ -39,17 +35,16 @@ def evaluate_model(options: EvaluateOptions) -> None:
     Raises ValueError for a model that cannot be imported or predicted, and for files that cannot be written.
     """
     assert options.arch
-    if options.export is not None and options.export.exists() and options.export.suffix != ".safetensors":
-        raise ValueError(
-            f"`export` (={str(options.export)!r}) exists: give a new directory, or FILE.safetensors"
-        )
-    for option in ("channels", "num_archs"):
-        if getattr(options, option) is not None:
-            raise ValueError(
-                f"`{option}` (={getattr(options, option)}) is for splits: leave it out with a model"
-            )
     ghn = pretrained.load(options.ckpt)
     name, dataset = open_images(options, ghn.info)
+    header = {
+        "ckpt": options.ckpt,
+        "weights": results.checksum(ghn.params),
+        "dataset": name,
+        "split": options.split,
+    }
+    header |= {"noise": options.noise} if options.noise else {}
+    done = results.open_results(options.results, header) if options.results else {}
     model = _model(options.arch, dataset)
     sample = jax.ShapeDtypeStruct((1, dataset.image_size, dataset.image_size, 3), jnp.float32)
     with warnings.catch_warnings(record=True) as caught:
@@ -61,6 +56,7 @@ def evaluate_model(options: EvaluateOptions) -> None:
     print(report)
     for warning in caught:
         print(f"note: {warning.message}")
+    _check_finite(options.arch, variables)
     if options.draw is not None:
         draw(report.graph, options.draw)
     if options.export is not None:
@@ -73,32 +69,31 @@ def evaluate_model(options: EvaluateOptions) -> None:
         split,
         num_workers=options.num_workers,
         noise=options.noise,
+        name=options.arch,
     )
     print(
         f"top-1 {tested.top1:.2f} %, top-5 {tested.top5:.2f} % on {tested.num_images} {name} images "
         f"(batch statistics of {BATCH_SIZE}), {time.monotonic() - start:.1f} s",
         flush=True,
     )
-    if options.results is not None:
-        header = {
-            "ckpt": options.ckpt,
-            "weights": results.checksum(ghn.params),
-            "dataset": name,
-            "split": options.split,
+    if options.results is not None and options.arch not in done:
+        row = {
+            "arch": options.arch,
+            "parameters": report.parameters,
+            "top1": tested.top1,
+            "top5": tested.top5,
+            "predict_seconds": round(sum(report.seconds.values()), 4),
         }
-        header |= {"noise": options.noise} if options.noise else {}
-        done = results.open_results(options.results, header)
-        if options.arch not in done:
-            results.append(
-                options.results,
-                {
-                    "arch": options.arch,
-                    "parameters": report.parameters,
-                    "top1": tested.top1,
-                    "top5": tested.top5,
-                    "predict_seconds": round(sum(report.seconds.values()), 4),
-                },
-            )
+        results.append(options.results, row)
+
+
+def _check_finite(arch: str, variables: Any) -> None:
+    leaves = jax.tree.leaves_with_path(variables)
+    bad = [leaf_name(key) for key, leaf in leaves if not np.isfinite(np.asarray(leaf)).all()]
+    if bad:
+        raise NotFinite(
+            f"{len(bad)} predicted parameters of {arch} are not finite, as {bad[0]}: nothing was tested or written"
+        )
 
 
 def export(variables: Any, path: pathlib.Path, public_names: bool) -> None:
@@ -128,7 +123,7 @@ def export(variables: Any, path: pathlib.Path, public_names: bool) -> None:
     else:
         tensors = {leaf_name(key): value for key, value in jax.tree.leaves_with_path(params)}
     tensors = {name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}
-    safetensors.numpy.save_file(tensors, path)
+    outputs.write(path, safetensors.numpy.save(tensors))
 
 
 def _model(arch: str, dataset: ImageDataset | StreamedDataset) -> Any:

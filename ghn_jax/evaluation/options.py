@@ -5,9 +5,19 @@ import pathlib
 from typing import Any
 
 from ghn_jax.deepnets.image_sizes import check_image_size
+from ghn_jax.deepnets.sampling import NAMED, PREDEFINED, SPLITS
 from ghn_jax.images.loading import absolute, load
 from ghn_jax.images.resident import ImageDataset
 from ghn_jax.images.sources import StreamedDataset
+from ghn_jax.runtime import outputs
+from ghn_jax.runtime.errors import LARGEST, check_range, unknown_name
+from ghn_jax.targets import NAMES
+
+TABLE = "table"
+"""The `--split` that stands for all of the published table."""
+
+_CELLS = (*NAMED, *PREDEFINED)
+"""Architectures of DeepNets-1M that have names."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,11 +57,87 @@ class EvaluateOptions:
     draw: pathlib.Path | None = None
     """Draws a model's graph: FILE.svg."""
     results: pathlib.Path | None = None
-    """JSON lines, one an architecture [runs/eval/CKPT-DATASET-SPLIT.jsonl]."""
+    """JSON lines, one an architecture [runs/eval/CKPT-WEIGHTS-DATASET-SPLIT.jsonl]."""
     num_workers: int = 0
     """Processes that decode the images of a streamed set; 0 decodes in threads."""
     compilation_cache: pathlib.Path | None = None
     """Where compiled programs are kept between runs [~/.cache/ghn_jax/xla]."""
+
+    def resolve(self) -> "EvaluateOptions":
+        """Expands paths.
+
+        Raises ValueError for an unknown name, a number out of range, an option that would have no effect, and a file
+        that could not be written.
+        """
+        changes = {name: v.expanduser() for name, v in vars(self).items() if isinstance(v, pathlib.Path)}
+        options = dataclasses.replace(
+            self,
+            ckpt=str(pathlib.Path(self.ckpt).expanduser()) if self.ckpt.startswith("~") else self.ckpt,
+            dataset=self.dataset and absolute(self.dataset),
+            **changes,
+        )
+        check_range("num_archs", self.num_archs, 1)
+        check_range("channels", self.channels, 16)
+        if self.channels and self.channels % 16:
+            raise ValueError(f"`channels` (={self.channels}) must be a multiple of 16")
+        check_range("seed", self.seed, 0)
+        check_range("num_workers", self.num_workers, 0, 1024)
+        check_range("noise", self.noise, 0, LARGEST)
+        options._check_used()
+        if options.export is not None and options.export.suffix not in ("", ".safetensors"):
+            raise ValueError(
+                f"`export` (={str(options.export)!r}) ends in {options.export.suffix}: give FILE.safetensors, or the "
+                "name of a new directory, without an ending"
+            )
+        if options.export is not None and options.export.exists() and options.export.suffix == "":
+            raise ValueError(
+                f"`export` (={str(options.export)!r}) exists: give a new directory, or FILE.safetensors"
+            )
+        if options.draw is not None and options.draw.suffix != ".svg":
+            raise ValueError(f"`draw` (={str(options.draw)!r}) must end in .svg")
+        for name in ("export", "draw", "results"):
+            outputs.check(name, getattr(options, name))
+        return options
+
+    def _check_used(self) -> None:
+        """Raises ValueError for an option that the architectures leave without effect."""
+        if self.split not in (*SPLITS, "predefined", TABLE):
+            raise unknown_name("split", self.split, [*SPLITS, "predefined", TABLE])
+        unused = {"export", "draw"}
+        if self.arch and not (self.arch.isdigit() or is_model(self.arch) or self.arch.lower() in _CELLS):
+            raise unknown_name("arch", self.arch, [*NAMED, *NAMES])
+        if self.arch is None:
+            kind = f"--split={self.split}"
+            if self.split == "predefined":
+                unused |= {"channels", "seed", "num_archs", "deepnets_dir"}
+        else:
+            kind = f"--arch={self.arch}"
+            unused |= {"num_archs"}
+            if not self.arch.isdigit():
+                unused |= {"channels", "seed", "deepnets_dir"}
+                if self.split not in ("val", "test"):
+                    raise ValueError(
+                        f"`split` (={self.split!r}) says which images to test {self.arch} on: give test or val"
+                    )
+            elif self.split in ("predefined", TABLE):
+                raise ValueError(
+                    f"`arch` (={self.arch}) is no place in --split={self.split}: leave one of them out"
+                )
+            unused -= {"export", "draw"} if is_model(self.arch) else set()
+        if self.deepnets_dir is not None and "deepnets_dir" not in unused:
+            kind, unused = f"{kind} and --deepnets_dir", unused | {"seed"}
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.name in unused and value != field.default:
+                needs = ": it needs a model, as --arch=resnet50" if field.name in ("export", "draw") else ""
+                raise ValueError(
+                    f"`{field.name}` (={value!s}) has no effect with {kind}{needs or ': leave it out'}"
+                )
+
+
+def is_model(arch: str) -> bool:
+    """Whether `--arch` names a model, rather than an architecture of DeepNets-1M."""
+    return arch in NAMES or ":" in arch
 
 
 def open_images(options: EvaluateOptions, info: dict[str, Any]) -> tuple[str, ImageDataset | StreamedDataset]:

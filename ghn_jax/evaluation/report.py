@@ -3,19 +3,22 @@
 import pathlib
 import re
 import time
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from ghn_jax import pretrained
 from ghn_jax.evaluation import results
-from ghn_jax.evaluation.accuracy import Summary, network_accuracy, predict_flat, summarize
+from ghn_jax.evaluation.accuracy import NotFinite, Summary, network_accuracy, predict_flat, summarize
 from ghn_jax.evaluation.architectures import select
-from ghn_jax.evaluation.models import evaluate_model, is_model
-from ghn_jax.evaluation.options import EvaluateOptions, open_images
-from ghn_jax.evaluation.table import TABLE, evaluate_table
+from ghn_jax.evaluation.models import evaluate_model
+from ghn_jax.evaluation.options import TABLE, EvaluateOptions, is_model, open_images
+from ghn_jax.evaluation.table import evaluate_table
+from ghn_jax.executor import lanes
 from ghn_jax.images.damage import DamageList
 from ghn_jax.models.templates import deepnets_templates
-from ghn_jax.runtime import compilation
+from ghn_jax.runtime import compilation, devices
 
 _FEW_CLASSES = 10
 """Up to as many, the top-5 accuracy says little."""
@@ -27,16 +30,14 @@ def evaluate(options: EvaluateOptions) -> None:
     Raises ValueError for unknown names, an index outside the split, a GHN that does not fit the dataset, and results of
     another evaluation.
     """
+    options = options.resolve()
+    if options.arch is None:
+        lanes.share_cores()
+    devices.check()
     compilation.use_persistent_cache(options.compilation_cache)
     if options.arch is not None and is_model(options.arch):
         evaluate_model(options)
-        return
-    for name in ("export", "draw"):
-        if getattr(options, name) is not None:
-            raise ValueError(
-                f"`{name}` (={str(getattr(options, name))!r}) needs a model: give --arch=resnet50, say"
-            )
-    if options.split == TABLE:
+    elif options.split == TABLE:
         evaluate_table(options, evaluate_split)
     else:
         evaluate_split(options)
@@ -57,10 +58,11 @@ def evaluate_split(options: EvaluateOptions) -> tuple[Summary, dict[str, float]]
     selected = select(options, dataset.image_size)
     split = "val" if options.split == "val" else "test"
     num_images = len(dataset.val if split == "val" else dataset.test)
-    path = options.results or _default_path(options, name)
+    weights = results.checksum(ghn.params)
+    path = options.results or _default_path(options, weights, name)
     header = {
         "ckpt": options.ckpt,
-        "weights": results.checksum(ghn.params),
+        "weights": weights,
         "dataset": name,
         "images": num_images,
         "split": options.split,
@@ -88,26 +90,43 @@ def evaluate_split(options: EvaluateOptions) -> tuple[Summary, dict[str, float]]
         + f"{'predict s':>9}  {'test s':>6}",
         flush=True,
     )
-    for key, make in selected:
+
+    missing = [(key, make) for key, make in selected if key not in done]
+
+    def tested(index: int) -> tuple[dict[str, Any], tuple[str, ...]]:
+        key, make = missing[index]
+        described = f"architecture {key} of {options.split}"
+        network = make(dataset.num_classes, dataset.image_size)
+        start = time.monotonic()
+        flat = jax.block_until_ready(predict_flat(ghn.config, ghn.params, network, templates))
+        predicted = time.monotonic()
+        if not jnp.isfinite(flat).all():
+            raise NotFinite(f"predicted parameters of {described} are not finite")
+        accuracy = network_accuracy(
+            network,
+            flat,
+            dataset,
+            split,
+            num_workers=options.num_workers,
+            noise=options.noise,
+            name=described,
+        )
+        return {
+            "arch": key,
+            "parameters": network.num_parameters,
+            "top1": accuracy.top1,
+            "top5": accuracy.top5,
+            "images": accuracy.num_images,
+            "predict_seconds": round(predicted - start, 4),
+            "test_seconds": round(time.monotonic() - predicted, 3),
+        }, accuracy.damaged
+
+    rows = lanes.run_in_lanes(tested, len(missing))
+    for key, _ in selected:
         if key not in done:
-            network = make(dataset.num_classes, dataset.image_size)
-            start = time.monotonic()
-            flat = jax.block_until_ready(predict_flat(ghn.config, ghn.params, network, templates))
-            predicted = time.monotonic()
-            accuracy = network_accuracy(
-                network, flat, dataset, split, num_workers=options.num_workers, noise=options.noise
-            )
-            done[key] = {
-                "arch": key,
-                "parameters": network.num_parameters,
-                "top1": accuracy.top1,
-                "top5": accuracy.top5,
-                "images": accuracy.num_images,
-                "predict_seconds": round(predicted - start, 4),
-                "test_seconds": round(time.monotonic() - predicted, 3),
-            }
+            done[key], damaged_images = next(rows)
             results.append(path, done[key])
-            damage.add(accuracy.damaged)
+            damage.add(damaged_images)
         row = done[key]
         print(
             f"{key:>10}  {row['parameters']:>10,}  {row['top1']:>7.2f}  "
@@ -131,10 +150,12 @@ def evaluate_split(options: EvaluateOptions) -> tuple[Summary, dict[str, float]]
     return outcomes[-1]
 
 
-def _default_path(options: EvaluateOptions, dataset: str) -> pathlib.Path:
+def _default_path(options: EvaluateOptions, weights: str, dataset: str) -> pathlib.Path:
     part = f"-C{options.channels}" if options.channels else ""
     part += f"-{options.image_size}px" if options.image_size else ""
     part += f"-noise{options.noise}" if options.noise else ""
     part += f"-{options.deepnets_dir.resolve().name}" if options.deepnets_dir else ""
     stem, dataset = pathlib.Path(options.ckpt).resolve().stem, re.sub(r"\W+", "_", dataset)
-    return pathlib.Path("runs", "eval", f"{stem}-{dataset}-{options.split}{part}-seed{options.seed}.jsonl")
+    return pathlib.Path(
+        "runs", "eval", f"{stem}-{weights}-{dataset}-{options.split}{part}-seed{options.seed}.jsonl"
+    )

@@ -1,42 +1,65 @@
 """Results of evaluations: JSON lines, a header and then one line an architecture, to which a later run adds."""
 
 import json
+import os
 import pathlib
 import zlib
-from collections.abc import Iterator
 from typing import Any
 
 import jax
 import numpy as np
 
+from ghn_jax.runtime import outputs
+
+_ROW = {"arch", "parameters", "top1", "top5", "predict_seconds"}
+"""What every line but the header has."""
+
 
 def open_results(path: pathlib.Path, header: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Results so far, by architecture; begins the file if there is none."""
-    records = list(_records(path))
-    if not records:
+    """Results so far, by architecture; begins the file if there is none. A last line that was cut short is dropped.
+
+    Raises ValueError for a file of something else, which is left as it is.
+    """
+    text = path.read_bytes() if path.exists() else b""
+    if not text:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(header) + "\n")
+        outputs.write(path, f"{json.dumps(header)}\n".encode())
         return {}
+    *lines, cut = text.split(b"\n")
+    records = [_record(path, number, line) for number, line in enumerate(lines, start=1)]
+    if not records or "ckpt" not in records[0]:
+        raise ValueError(
+            f"`results` (={str(path)!r}) is no file of results: give another --results, or move it away"
+        )
     if records[0] != header:
-        different = [k for k in header if records[0].get(k) != header[k]]
+        different = [k for k in header | records[0] if records[0].get(k) != header.get(k)]
         raise ValueError(
             f"`results` (={str(path)!r}) holds another evaluation (its {', '.join(different)} differ): "
-            "give another --results, or remove the file"
+            "give another --results, or move it away"
         )
-    path.write_text("".join(json.dumps(record) + "\n" for record in records))  # drops a line cut short
+    for number, record in enumerate(records[1:], start=2):
+        if not record.keys() >= _ROW:
+            raise _damaged(path, number)
+    if cut:
+        os.truncate(path, len(text) - len(cut))
     return {record["arch"]: record for record in records[1:]}
 
 
-def _records(path: pathlib.Path) -> Iterator[dict[str, Any]]:
-    if not path.exists():
-        return
-    for line in path.read_text().split("\n")[:-1]:
-        try:
-            yield json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(
-                f"`results` (={str(path)!r}) is damaged ({error}): remove it or give another"
-            ) from error
+def _record(path: pathlib.Path, number: int, line: bytes) -> dict[str, Any]:
+    try:
+        record = json.loads(line)
+    except ValueError as error:
+        raise _damaged(path, number) from error
+    if not isinstance(record, dict):
+        raise _damaged(path, number)
+    return record
+
+
+def _damaged(path: pathlib.Path, number: int) -> ValueError:
+    return ValueError(
+        f"`results` (={str(path)!r}) is damaged, or of something else (line {number}): give another --results, or move "
+        "it away"
+    )
 
 
 def append(path: pathlib.Path, record: dict[str, Any]) -> None:

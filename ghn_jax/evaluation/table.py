@@ -8,10 +8,7 @@ from collections.abc import Callable, Mapping
 
 from ghn_jax.deepnets import sampling
 from ghn_jax.evaluation.accuracy import Summary
-from ghn_jax.evaluation.options import EvaluateOptions
-
-TABLE = "table"
-"""The `--split` that stands for all of `SPLITS`."""
+from ghn_jax.evaluation.options import TABLE, EvaluateOptions
 
 SPLITS = ("test", "wide", "deep", "dense", "bnfree", "predefined")
 """Columns of the table."""

@@ -3,6 +3,7 @@
 `load` reads this project's files and runs, and the files of the public PyTorch code in every format in circulation.
 """
 
+import hashlib
 import pathlib
 
 from ghn_jax.pretrained import published
@@ -39,16 +40,22 @@ def load(source: str | pathlib.Path) -> TrainedGHN:
     that is damaged or no GHN.
     """
     path = pathlib.Path(source)
+    if str(source) in bundled():  # rather than a folder of that name, which is ./NAME
+        path = _HERE / f"{source}.safetensors"
+        _check_whole(path)
+        return read_ghn(path)
     if path.is_dir():
         from ghn_jax.pretrained.runs import load_weights  # orbax takes a second to import
 
         params, meta = load_weights(path)
+        if not isinstance(meta.get("config"), dict):
+            raise ValueError(
+                f"`ckpt` (={str(source)!r}) holds a run of another kind: give one that trained a GHN"
+            )
         return TrainedGHN(config_from_dict(meta["config"]), params, meta["info"])
     if path.exists():
         return read_ghn(path)
     name, _, revision = str(source).partition("@")
-    if name in bundled():
-        return read_ghn(_HERE / f"{name}.safetensors")
     if name in published.GHNS:
         found = published.find(name, revision or None)
         ghn = read_ghn(found.path)
@@ -58,3 +65,15 @@ def load(source: str | pathlib.Path) -> TrainedGHN:
     raise ValueError(
         f"`ckpt` (={str(source)!r}) does not exist: give a name ({', '.join(list_ghns())}) or a path"
     )
+
+
+def _check_whole(path: pathlib.Path) -> None:
+    """Raises ValueError for a bundled file that is not as it was released."""
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    lines = (_HERE / "SHA256SUMS").read_text().splitlines()
+    known = {name: listed for listed, name in map(str.split, lines)}
+    if known.get(path.name) != digest:
+        raise ValueError(
+            f"`ckpt` (={path.stem!r}) is damaged (the checksum of {path} differs): install ghn_jax again"
+        )

@@ -64,8 +64,10 @@ def open_ghn(path: pathlib.Path) -> StoredGHN:
             return _from_content(path, *read_torch_file(path))
         tensors, metadata = read_safetensors(path)
         if metadata.get("format") == _FORMAT:
-            config = config_from_dict(json.loads(metadata["config"]))
-            return StoredGHN(config, tensors, json.loads(metadata["info"]))
+            config, info = (json.loads(metadata.get(name, "null")) for name in ("config", "info"))
+            if not isinstance(config, dict) or not isinstance(info, dict):
+                raise DamagedFile("its configuration and history are missing or no objects")
+            return StoredGHN(config_from_dict(config), tensors, info)
         return _from_content(path, tensors, "safetensors")
     except (DamagedFile, OSError) as error:
         raise ValueError(

@@ -11,7 +11,7 @@ from jax.experimental import multihost_utils
 from ghn_jax.deepnets import sampling
 from ghn_jax.deepnets.lowering import lower
 from ghn_jax.deepnets.stored import open_split
-from ghn_jax.evaluation.accuracy import BATCH_SIZE, network_accuracy, predict_flat
+from ghn_jax.evaluation.accuracy import BATCH_SIZE, NotFinite, network_accuracy, predict_flat
 from ghn_jax.executor import lanes
 from ghn_jax.images.damage import DamageList
 from ghn_jax.images.identity import Identity
@@ -153,12 +153,16 @@ def _train(plan: _Plan, owned: contextlib.ExitStack) -> None:
         info = options.identity() | {"steps": step, "architectures": step * (options.meta_batch_size or 0)}
         best = False
         if validate:
-            val_top1 = _validate(ghn_config, single.best_params, dataset, options)
+            try:
+                val_top1 = _validate(ghn_config, single.best_params, dataset, options)
+            except NotFinite as error:  # written as null, and never the best
+                say(f"note: validation after step {step}: {error}")
+                val_top1 = float("nan")
             # rounding may differ between processes, which must agree on what is best
             info["val_top1"] = float(multihost_utils.broadcast_one_to_all(np.float32(val_top1)))
             metrics.write(step=step, val_top1=info["val_top1"])
             best = info["val_top1"] > progress["best_top1"]
-            progress["best_top1"] = max(info["val_top1"], progress["best_top1"])
+            progress["best_top1"] = info["val_top1"] if best else progress["best_top1"]
         if leads:
             meta_data = {
                 "options": options.identity(),
@@ -312,6 +316,14 @@ def _validate(
         arch = sampling.sample("val", index, image_size=dataset.image_size)
         network = lower(arch, dataset.num_classes, dataset.image_size)
         flat = predict_flat(ghn_config, params, network, templates)
-        return network_accuracy(network, flat, dataset, "val", _VAL_BATCHES, options.num_workers).top1
+        return network_accuracy(
+            network,
+            flat,
+            dataset,
+            "val",
+            _VAL_BATCHES,
+            options.num_workers,
+            name=f"architecture {index} of val",
+        ).top1
 
     return float(np.mean(list(lanes.run_in_lanes(top1, options.val_archs or 0))))

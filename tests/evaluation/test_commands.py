@@ -1,0 +1,153 @@
+"""What evaluate.py says to options that are wrong, would have no effect, or name what cannot be written."""
+
+import json
+import pathlib
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ghn_jax import pretrained
+from ghn_jax.evaluation import report, results
+from ghn_jax.evaluation.accuracy import NotFinite, accuracy
+from ghn_jax.evaluation.options import EvaluateOptions
+from ghn_jax.images.loading import load
+from ghn_jax.runtime import commands, outputs
+
+REFUSED = {
+    "--split=tset": "did you mean 'test'",
+    "--arch=resnet51": "did you mean 'resnet50'",
+    "--arch=darts --channels=32": "`channels` (=32) has no effect with --arch=darts: leave it out",
+    "--arch=darts --seed=3": "`seed` (=3) has no effect",
+    "--arch=resnet50 --split=nope": "did you mean",
+    "--arch=resnet50 --split=wide": "`split` (='wide') says which images to test resnet50 on: give test or val",
+    "--arch=resnet50 --num_archs=2": "`num_archs` (=2) has no effect",
+    "--arch=3 --num_archs=2": "`num_archs` (=2) has no effect with --arch=3",
+    "--arch=3 --split=predefined": "is no place in --split=predefined",
+    "--split=predefined --num_archs=1": "has no effect with --split=predefined",
+    "--split=predefined --channels=32": "has no effect with --split=predefined",
+    "--draw=graph.svg": "`draw` (=graph.svg) has no effect with --split=test: it needs a model",
+    "--export=weights.safetensors": "it needs a model, as --arch=resnet50",
+    "--arch=resnet50 --draw=graph.png": "must end in .svg",
+    "--arch=resnet50 --export=weights.pt": "ends in .pt: give FILE.safetensors",
+    "--arch=resnet50 --export=weights.SAFETENSORS": "ends in .SAFETENSORS",
+    "--arch=resnet50 --export=weights.npz": "ends in .npz",
+    "--arch=resnet50 --export=/proc/no/weights": "`export` (='/proc/no/weights') cannot be written",
+    "--results=/proc/no/r.jsonl": "`results` (='/proc/no/r.jsonl') cannot be written",
+    "--results=/": "`results`",
+    "--num_archs=0": "`num_archs` (=0) must be at least 1",
+    "--num_archs=99999999999999999999": "at most 2147483647",
+    "--channels=20": "multiple of 16",
+    "--channels=-16": "must be at least 16",
+    "--seed=-1": "must not be negative",
+    "--seed=18446744073709551616": "`seed` (=18446744073709551616)",
+    "--num_workers=-1": "`num_workers` (=-1) must not be negative",
+    "--noise=nan": "`noise` (=nan)",
+    "--noise=-1": "must not be negative",
+    "--dataset=digit": "did you mean 'digits'",
+    "--ckpt=": "`ckpt` is empty: give a value, or leave --ckpt out",
+    "--compilation_cache=": "`compilation_cache` is empty",
+    "--num_archs=1e3": "could be instantiated from ['1e3']",
+    "--num_arches=3": "did you mean '--num_archs'",
+}
+
+
+@pytest.mark.parametrize("line", REFUSED)
+def test_refused_in_one_line(line: str):
+    with pytest.raises(ValueError) as error:
+        commands.parse(EvaluateOptions, line.split()).resolve()
+    assert REFUSED[line] in " ".join(str(error.value).split())
+
+
+def test_home_is_expanded(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    options = EvaluateOptions(ckpt="~/run", dataset="folder:~/x", results=pathlib.Path("~/r.jsonl")).resolve()
+    assert (options.ckpt, options.results) == (f"{tmp_path}/run", tmp_path / "r.jsonl")
+    assert options.dataset == f"folder:{tmp_path}/x"
+
+
+HEADER = {"ckpt": "ghn2-digits", "weights": "0"}
+ROW = {"arch": "0", "parameters": 1, "top1": 1.0, "top5": 2.0, "predict_seconds": 0.1}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("notes without an end", "is no file of results"),
+        ("notes\n", "line 1"),
+        ("[1]\n", "line 1"),
+        (json.dumps(HEADER), "is no file of results"),
+        (json.dumps(HEADER | {"weights": "1"}) + "\n", "weights differ"),
+        (json.dumps(HEADER) + "\n" + '{"arch": "0"}\n', "line 2"),
+        (json.dumps(HEADER) + "\n" + "[]\n", "line 2"),
+    ],
+)
+def test_results_of_something_else_are_left_as_they_are(text: str, message: str, tmp_path: pathlib.Path):
+    path = tmp_path / "results.jsonl"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=rf"{message}.*give another --results, or move it away"):
+        results.open_results(path, HEADER)
+    assert path.read_text() == text
+
+
+def test_a_line_cut_short_is_dropped_and_no_other(tmp_path: pathlib.Path):
+    path = tmp_path / "results.jsonl"
+    assert results.open_results(path, HEADER) == {}
+    results.append(path, ROW)
+    whole = path.read_text()
+    path.write_text(whole + '{"arch": "1", "pa')
+    assert results.open_results(path, HEADER) == {"0": ROW}
+    assert path.read_text() == whole
+
+
+def test_default_names_differ_by_weights():
+    names = {report._default_path(EvaluateOptions(), weights, "digits") for weights in ("1", "2")}
+    assert len(names) == 2
+
+
+def test_logits_that_are_not_finite_are_an_error():
+    with pytest.raises(NotFinite, match="the logits of tiny are not finite on 2 of 2 batches"):
+        accuracy(
+            lambda x: jnp.full((len(x), 10), jnp.nan), load("digits"), "test", max_batches=2, name="tiny"
+        )
+
+
+def test_predicted_parameters_that_are_not_finite_are_an_error(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
+):
+    ghn = pretrained.load("ghn2-digits")
+    monkeypatch.setattr(report, "predict_flat", lambda *_: jnp.full((1, 8), jnp.nan))
+    monkeypatch.setattr(pretrained, "load", lambda _: ghn)
+    with pytest.raises(NotFinite, match="predicted parameters of architecture 0 of test are not finite"):
+        report.evaluate(EvaluateOptions(num_archs=1, results=tmp_path / "r.jsonl"))
+
+
+def test_bundled_weights_are_as_released(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path):
+    """After changing one: `sha256sum *.safetensors > SHA256SUMS`, in ghn_jax/pretrained."""
+    for name in pretrained.bundled():
+        pretrained.load(name)
+    here = pretrained._HERE
+    (tmp_path / "SHA256SUMS").write_text((here / "SHA256SUMS").read_text())
+    data = bytearray((here / "ghn2-digits.safetensors").read_bytes())
+    data[-1] ^= 1
+    (tmp_path / "ghn2-digits.safetensors").write_bytes(data)
+    monkeypatch.setattr(pretrained, "_HERE", tmp_path)
+    with pytest.raises(ValueError, match=r"`ckpt` .*is damaged .*install ghn_jax again"):
+        pretrained.load("ghn2-digits")
+
+
+def test_a_bundled_name_is_no_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path):
+    (tmp_path / "ghn2-digits").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert pretrained.load("ghn2-digits").info["dataset"] == "digits"
+    with pytest.raises(ValueError, match="holds no checkpoints"):
+        pretrained.load("./ghn2-digits")
+
+
+def test_files_follow_the_umask_and_are_whole_or_absent(tmp_path: pathlib.Path):
+    outputs.write(tmp_path / "a", b"1")
+    (tmp_path / "plain").touch()
+    assert (tmp_path / "a").stat().st_mode == (tmp_path / "plain").stat().st_mode
+    with pytest.raises(OSError, match="cannot be written"):
+        outputs.write(tmp_path / "no" / "a", b"1")
+    assert np.array_equal(sorted(p.name for p in tmp_path.iterdir()), ["a", "plain"])
