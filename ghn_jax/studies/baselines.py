@@ -143,6 +143,7 @@ def train_architectures(
         "dataset": options.dataset,
         "split": split,
         "channels": options.channels,
+        "image_size": dataset.image_size,
         "test_noise": options.noise,
     }
     done = results.open_results(path, header)

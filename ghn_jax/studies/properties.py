@@ -170,8 +170,9 @@ def read_truth(options: PropertyOptions) -> tuple[Truth | None, Truth]:
 
 def _own(header: dict[str, Any], rows: Sequence[dict[str, Any]]) -> Truth:
     def graph(row: dict[str, Any]) -> Any:
-        arch = sampling.sample(header["split"], int(row["arch"]), header["seed"])
-        return lower(dataclasses.replace(arch, C=header["channels"] or arch.C)).graph
+        size = header["image_size"]
+        arch = sampling.sample(header["split"], int(row["arch"]), header["seed"], size)
+        return lower(dataclasses.replace(arch, C=header["channels"] or arch.C), image_size=size).graph
 
     values = [
         (

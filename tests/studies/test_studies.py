@@ -85,7 +85,7 @@ def test_convergence_is_when_most_is_learned():
 
 def test_properties_are_predicted_from_embeddings(tmp_path: pathlib.Path, monkeypatch, capsys):
     monkeypatch.setattr(properties, "GRID", {"C": [100]})
-    header = {"test_noise": 0.08, "split": "test", "seed": 0, "channels": 16}
+    header = {"test_noise": 0.08, "split": "test", "seed": 0, "channels": 16, "image_size": 32}
     sizes = [lower(sampling.sample("test", index)).graph.num_nodes for index in range(12)]
     lines = [header, *(record(index, float(size)) for index, size in enumerate(sizes))]
     path = tmp_path / "sgd.jsonl"
