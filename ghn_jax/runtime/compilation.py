@@ -2,6 +2,8 @@
 
 import os
 import pathlib
+import tempfile
+import warnings
 
 import jax
 
@@ -48,7 +50,24 @@ def default_cache_dir() -> pathlib.Path:
 
 
 def use_persistent_cache(directory: pathlib.Path | None = None) -> None:
-    """Keeps every compiled program on disk, for later runs of any command."""
-    jax.config.update("jax_compilation_cache_dir", str(directory or default_cache_dir()))
+    """Keeps every compiled program on disk, for later runs of any command, wherever the directory is moved.
+
+    Warns, once, of a directory that cannot be written; programs are then kept in memory alone.
+    """
+    path = (directory or default_cache_dir()).expanduser()
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        warnings.warn(
+            f"compiled programs are not kept: {path} cannot be written ({error.strerror}); give another "
+            "--compilation_cache",
+            stacklevel=2,
+        )
+        return
+    jax.config.update("jax_compilation_cache_dir", str(path))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    # XLA's own caches have a path, which would be part of what a program is found by
+    jax.config.update("jax_persistent_cache_enable_xla_caches", "none")
