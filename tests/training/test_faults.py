@@ -171,3 +171,16 @@ def test_a_mark_is_of_the_lines_so_far(tmp_path: pathlib.Path):
     again = MetricsFile(tmp_path / "m.jsonl", mark)
     again.close()
     assert (tmp_path / "m.jsonl").read_text() == '{"step": 1, "loss": null}\n'
+
+
+def test_other_images_stop_a_resume(tiny, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch):
+    loop.train(options(tmp_path, steps=2))
+    digits = loop.load("digits", None, 16)
+    images = digits.train.images.copy()
+    images[0] = 0
+    other = dataclasses.replace(digits, train=dataclasses.replace(digits.train, images=images))
+    monkeypatch.setattr(loop, "load", lambda *_: other)
+    with pytest.raises(ValueError, match=r"on other images \(images were replaced.*--change_options=True"):
+        loop.train(options(tmp_path))
+    loop.train(options(tmp_path, change_options=True))
+    assert faults.metrics(tmp_path)[-1]["step"] == 4
