@@ -175,4 +175,5 @@ def state(leaf: Leaf, shape: Shape, dtype: Any) -> Constant:
     """An array of state; a real one with axes may be a running statistic."""
     if not shape or not jnp.issubdtype(dtype, jnp.floating):
         return CONSTANT
-    return Constant(Statistics({leaf: tuple((axis,) for axis in range(len(shape)))}))
+    axes = tuple((axis,) if size > 1 else () for axis, size in enumerate(shape))
+    return Constant(Statistics({leaf: axes}))

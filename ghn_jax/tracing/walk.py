@@ -306,7 +306,7 @@ def _unstacked_statistics(statistics: Statistics, i: int) -> Statistics:
     """State that is stacked whole, layer by layer, is that of one layer."""
     axes = {}
     for leaf, old in statistics.axes.items():
-        if old is not None and old[:1] == ((0,),):
+        if old is not None and old[:1] in (((0,),), ((),)):
             rest = tuple(tuple(axis - 1 for axis in part) for part in old[1:])
             axes[Leaf(leaf.index, (*leaf.place, i))] = rest
         else:

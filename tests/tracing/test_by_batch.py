@@ -174,8 +174,8 @@ def keras_norm(x, mean, variance, scale, offset):
 
 def haiku_norm(x, mean, variance, scale, offset):
     """Haiku: statistics of shape (1, 1, 1, C)."""
-    inverse = scale * jax.lax.rsqrt(variance.reshape(1, 1, 1, -1) + 1e-5)
-    return (x - mean.reshape(1, 1, 1, -1)) * inverse + offset
+    inverse = scale * jax.lax.rsqrt(variance + 1e-5)
+    return (x - mean) * inverse + offset
 
 
 def equinox_norm(x, mean, variance, scale, offset):
@@ -201,7 +201,8 @@ def test_function(norm, held):
         "offset": jax.random.normal(keys[2], (16,)),
         "head": jax.random.normal(keys[3], (16, 10)),
     }
-    state = {"mean": jnp.zeros(16), "variance": jnp.ones(16)}
+    shape = (1, 1, 1, 16) if norm is haiku_norm else (16,)
+    state = {"mean": jnp.zeros(shape), "variance": jnp.ones(shape)}
 
     def apply(params, state, x, by_batch=False):
         x = jax.lax.conv_general_dilated(
