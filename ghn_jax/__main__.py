@@ -11,6 +11,8 @@ _COMMANDS = {
     "ghn-evaluate": "tests a GHN on unseen architectures, or on a model; in a clone also python evaluate.py",
     "ghn-finetune": "trains a network from predicted parameters, and compares; also python -m ghn_jax.finetune",
     "python -m ghn_jax.plots": "draws a training run and its evaluations",
+    "python -m ghn_jax.pretrained": "lists, shows and converts files of GHNs",
+    "python -m ghn_jax.studies.search": "searches by predicted accuracy; also .baselines, .properties",
     "python -m ghn_jax": "prints this",
 }
 
@@ -54,10 +56,10 @@ def overview() -> str:
         f"ghn_jax {ghn_jax.__version__} (Python {platform.python_version()}, {libraries})",
         "",
         "commands (--help lists the options of each)",
-        *(f"  {command:<23}  {what}" for command, what in _COMMANDS.items()),
+        *(f"  {command:<32}  {what}" for command, what in _COMMANDS.items()),
         "",
         "bundled GHNs",
-        *(f"  {name:<23}  {pretrained.load(name).info.get('dataset', '')}" for name in pretrained.bundled()),
+        *(f"  {name:<32}  {pretrained.load(name).info.get('dataset', '')}" for name in pretrained.bundled()),
         "",
         f"devices\n  {len(devices)} x {devices[0].device_kind} ({jax.default_backend()})",
     ]
