@@ -95,7 +95,14 @@ def lowered_shapes(lowered: Lowered) -> dict[str, tuple[int, ...]]:
 
 @pytest.mark.parametrize(
     ("split", "image_size"),
-    [*((split, 32) for split in SPLITS), ("val", 224), ("search", 224), ("val", 96), ("test", 128)],
+    [
+        *((split, 32) for split in SPLITS),
+        ("val", 224),
+        ("search", 224),
+        ("val", 16),
+        ("val", 96),
+        ("test", 128),
+    ],
 )
 def test_parameters_of_random_architectures(split, image_size):
     arch = sample(split, 0, image_size=image_size)

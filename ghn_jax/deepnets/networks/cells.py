@@ -25,7 +25,7 @@ from ghn_jax.deepnets.networks.ops import (
     subsample,
 )
 
-_SIZES = range(32, 513, 32)
+_SIZES = (16, *range(32, 513, 32))
 
 
 class CellNetwork(nn.Module):
@@ -36,14 +36,14 @@ class CellNetwork(nn.Module):
     Attributes:
       arch: the architecture.
       num_classes: number of logits.
-      image_size: height and width of the images, 32, 64, ..., 512; the stem depends on it.
+      image_size: height and width of the images, 16, 32, 64, ..., 512; the stem depends on it.
       running_statistics: whether batch norm keeps running statistics in training (`batch_stats`), for evaluation; a GHN
         predicts none, so else it uses the statistics of the batch.
     """
 
     arch: Architecture
     num_classes: int = 10
-    image_size: int = _SIZES[0]
+    image_size: int = 32
     running_statistics: bool = False
 
     @nn.compact
@@ -60,9 +60,7 @@ class CellNetwork(nn.Module):
         """
         arch, size = self.arch, self.image_size
         if size not in _SIZES:
-            raise ValueError(
-                f"`image_size` (={size}) must be a multiple of {_SIZES.step} from {_SIZES[0]} to {_SIZES[-1]}"
-            )
+            raise ValueError(f"`image_size` (={size}) must be 16, or a multiple of 32 from 32 to 512")
         if images.shape[1:] != (size, size, 3):
             raise ValueError(f"`images` of shape {images.shape} must have shape (batch, {size}, {size}, 3)")
 
