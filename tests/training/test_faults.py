@@ -13,6 +13,7 @@ import pytest
 import tiny_run
 
 from benchmarks import faults
+from ghn_jax.images.resident import ImageDataset
 from ghn_jax.runtime import signals
 from ghn_jax.training import checkpoint, loop
 from ghn_jax.training.options import TrainOptions
@@ -176,6 +177,7 @@ def test_a_mark_is_of_the_lines_so_far(tmp_path: pathlib.Path):
 def test_other_images_stop_a_resume(tiny, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch):
     loop.train(options(tmp_path, steps=2))
     digits = loop.load("digits", None, 16)
+    assert isinstance(digits, ImageDataset)
     images = digits.train.images.copy()
     images[0] = 0
     other = dataclasses.replace(digits, train=dataclasses.replace(digits.train, images=images))
