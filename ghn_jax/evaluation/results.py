@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import zlib
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -11,12 +12,18 @@ import numpy as np
 
 from ghn_jax.runtime import outputs
 
-_ROW = {"arch", "parameters", "top1", "top5", "predict_seconds"}
-"""What every line but the header has."""
+COLUMNS = ("arch", "parameters", "top1", "top5", "predict_seconds")
+"""What every line of an evaluation but the header has."""
 
 
-def open_results(path: pathlib.Path, header: dict[str, Any]) -> dict[str, dict[str, Any]]:
+def open_results(
+    path: pathlib.Path, header: dict[str, Any], columns: Sequence[str] = COLUMNS
+) -> dict[str, dict[str, Any]]:
     """Results so far, by architecture; begins the file if there is none. A last line that was cut short is dropped.
+
+    Args:
+      header: the first line, with "ckpt".
+      columns: what each other line has at least.
 
     Raises ValueError for a file of something else, which is left as it is.
     """
@@ -38,7 +45,7 @@ def open_results(path: pathlib.Path, header: dict[str, Any]) -> dict[str, dict[s
             "give another --results, or move it away"
         )
     for number, record in enumerate(records[1:], start=2):
-        if not record.keys() >= _ROW:
+        if not record.keys() >= set(columns):
             raise _damaged(path, number)
     if cut:
         os.truncate(path, len(text) - len(cut))

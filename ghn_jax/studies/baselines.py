@@ -146,7 +146,7 @@ def train_architectures(
         "image_size": dataset.image_size,
         "test_noise": options.noise,
     }
-    done = results.open_results(path, header)
+    done = results.open_results(path, header, ("arch", "parameters", "ghn_top1"))
     waiting = [index for index in indices if str(index) not in done]
 
     def train(place: int) -> Record:

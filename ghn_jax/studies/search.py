@@ -90,7 +90,8 @@ def rank(options: SearchOptions, path: pathlib.Path) -> dict[int, float]:
     dataset, ghn = load(options.dataset, options.data_dir), pretrained.load(options.ckpt)
     names = ("ckpt", "dataset", "channels", "seed", "val_batches")
     header: dict[str, Any] = {name: getattr(options, name) for name in names}
-    done = results.open_results(path, header | {"weights": results.checksum(ghn.params)})
+    header |= {"weights": results.checksum(ghn.params)}
+    done = results.open_results(path, header, ("arch", "parameters", "top1"))
     waiting = [index for index in range(options.num_archs) if str(index) not in done]
 
     def judge(place: int) -> Record:

@@ -86,7 +86,7 @@ def test_convergence_is_when_most_is_learned():
 def test_properties_are_predicted_from_embeddings(tmp_path: pathlib.Path, monkeypatch, capsys):
     monkeypatch.setattr(properties, "GRID", {"C": [100]})
     header = {"test_noise": 0.08, "split": "test", "seed": 0, "channels": 16, "image_size": 32}
-    sizes = [lower(sampling.sample("test", index)).graph.num_nodes for index in range(12)]
+    sizes = [lower(sampling.sample("test", index)).graph.num_nodes for index in range(40)]
     lines = [header, *(record(index, float(size)) for index, size in enumerate(sizes))]
     path = tmp_path / "sgd.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -95,9 +95,9 @@ def test_properties_are_predicted_from_embeddings(tmp_path: pathlib.Path, monkey
     assert taus["accuracy"]["SVR"].value > 0.2  # a graph's size can be read from its embedding
     assert taus["accuracy"]["accuracy by the GHN"].value == pytest.approx(1)
     assert taus["inference time"]["number of parameters"].value == pytest.approx(1)
-    assert "12 architectures, in 3 folds" in capsys.readouterr().out
-    with pytest.raises(ValueError, match=r"`folds` \(=7\)"):
-        properties.properties(properties.PropertyOptions(path, folds=7))
+    assert "40 architectures, in 3 folds" in capsys.readouterr().out
+    with pytest.raises(ValueError, match=r"`folds` \(=21\)"):
+        properties.properties(properties.PropertyOptions(path, folds=21))
 
 
 def test_public_results_are_read(tmp_path: pathlib.Path, monkeypatch):

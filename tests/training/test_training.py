@@ -151,7 +151,7 @@ def test_bad_training_options(case: str, tmp_path: pathlib.Path):
 def test_resuming_with_other_options_is_an_error(finished: pathlib.Path):
     before = metrics(finished)
     other = (*SMALL, "--learning_rate=0.1", f"--workdir={finished}")
-    assert_one_line_error(run("train.py", *other), "--learning_rate was 0.001")
+    assert_one_line_error(run("train.py", *other), "--learning_rate was 0.01")
     assert run("train.py", *other, "--change_options=True").returncode == 0
     assert metrics(finished) == before
 
