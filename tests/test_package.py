@@ -123,12 +123,11 @@ import sys
 sys.modules |= dict.fromkeys({DATASET_LIBRARIES})  # None: importing it fails
 import ghn_jax, flax.linen as nn, jax.numpy as jnp
 assert ghn_jax.__file__.startswith({str(installed)!r}), ghn_jax.__file__
-for name in set(ghn_jax.__all__) - {{"finetune"}}:
-    getattr(ghn_jax, name)
-try:
-    ghn_jax.finetune
-except ImportError as error:
-    assert "ghn-jax[train]" in str(error)
+for name, home in ghn_jax._HOMES.items():
+    try:
+        getattr(ghn_jax, name)
+    except ImportError as error:
+        assert home.startswith("ghn_jax.finetuning") and "ghn-jax[train]" in str(error), error
 model = nn.Sequential([nn.Conv(8, (3, 3)), nn.relu, lambda x: x.mean((1, 2)), nn.Dense(10)])
 print(ghn_jax.predict_parameters(model, jnp.zeros((1, 8, 8, 3)), strict=True).report)
 """,
