@@ -7,6 +7,7 @@ training architectures can be visited in any order.
 """
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -132,21 +133,26 @@ def meta_batch(
       stored: the architectures to choose from; None samples them.
       draw: one of DRAWS.
 
-    Raises ValueError if `size` is so large that the graphs can hardly fit.
+    Raises ValueError if `size` is so large that the graphs can hardly fit, and if no architecture is light enough.
     """
     rng = np.random.default_rng((seed, len(_STREAM), step))
-    lightest = _NARROW_WORK * (image_size / CIFAR_SIZE) ** 2
+    heaviest = _NARROW_WORK * (image_size / CIFAR_SIZE) ** 2 if draw == "narrow" else math.inf
     count = SPLITS["train"].size if stored is None else len(stored)
     for _ in range(1000):
         indices = [int(i) for i in rng.integers(count, size=size)]
         architectures, networks, nodes = [], [], 0
         for place, index in enumerate(indices):
-            arch = _with_width(rng, seed, index, image_size, stored, draw)
-            network = lower(arch, num_classes, image_size)
-            while draw == "narrow" and network.work > lightest:
-                indices[place] = int(rng.integers(count))
-                arch = _with_width(rng, seed, indices[place], image_size, stored, draw)
+            for _ in range(1000):
+                arch = _with_width(rng, seed, index, image_size, stored, draw)
                 network = lower(arch, num_classes, image_size)
+                if network.work <= heaviest:
+                    break
+                indices[place] = index = int(rng.integers(count))
+            else:
+                raise ValueError(
+                    f"`draw` (={draw!r}) finds no network light enough among {count} architectures: use "
+                    "--draw=published"
+                )
             architectures.append(arch)
             networks.append(network)
             nodes += network.graph.num_nodes

@@ -175,3 +175,9 @@ def test_narrow_draw_is_light_and_a_function_of_the_step():
     assert max(network.work for network in drawn.networks) <= 70e6
     for index, arch in zip(drawn.indices, drawn.architectures, strict=True):
         assert arch == dataclasses.replace(sample("train", index), C=CHANNELS[0], fc_dim=FC_DIMS[0])
+
+
+def test_narrow_draw_of_heavy_architectures_is_refused():
+    heavy = [arch for arch in map(lambda i: sample("train", i), range(40)) if lower(arch).work > 2e8]
+    with pytest.raises(ValueError, match=r"`draw` \(='narrow'\) finds no network light enough among"):
+        meta_batch(0, 0, 2, stored=heavy[:1], draw="narrow")
