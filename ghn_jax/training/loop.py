@@ -20,6 +20,8 @@ from ghn_jax.images.resident import ImageDataset
 from ghn_jax.images.sources import StreamedDataset
 from ghn_jax.models import config
 from ghn_jax.models.templates import deepnets_templates
+from ghn_jax.pretrained import TrainedGHN
+from ghn_jax.pretrained import load as load_ghn
 from ghn_jax.runtime import compilation, devices, memory, signals
 from ghn_jax.runtime.errors import LARGEST
 from ghn_jax.training import executors, feed, meta, prepare, processes
@@ -55,7 +57,10 @@ def train(options: TrainOptions) -> None:
 
 
 class _Plan(NamedTuple):
-    """What is known before anything is written; `unvalidated` for want of held-out images."""
+    """What is known before anything is written; `unvalidated` for want of held-out images.
+
+    `init` is the GHN that a fresh run starts from, if not as its recipe says.
+    """
 
     options: TrainOptions
     dataset: ImageDataset | StreamedDataset
@@ -63,10 +68,11 @@ class _Plan(NamedTuple):
     horizon: int
     last_step: int
     unvalidated: bool
+    init: TrainedGHN | None
 
 
 def _plan(options: TrainOptions) -> _Plan:
-    assert options.meta_batch_size
+    assert options.meta_batch_size and options.workdir
     prepare.check_divides(options.meta_batch_size, jax.device_count())
     dataset = load(options.dataset, options.data_dir, options.image_size)
     fitted = options.fitted(len(dataset.train), len(dataset.val), dataset.image_size)
@@ -79,11 +85,20 @@ def _plan(options: TrainOptions) -> _Plan:
     ghn_config = config.preset(options.preset, dataset.num_classes, dataset.image_size)
     last_step = min(horizon, options.steps or horizon)
     unvalidated = options.val_archs is None and not fitted.val_archs
-    return _Plan(fitted, dataset, ghn_config, horizon, last_step, unvalidated)
+    init = None
+    if options.init is not None and RunCheckpoints(options.workdir).latest_step() is None:
+        init = load_ghn(options.init)
+        changes = _ghn_changes(dataclasses.asdict(init.config), ghn_config)
+        if changes:
+            raise ValueError(
+                f"`init` (={options.init!r}) is another GHN than --preset={options.preset} on {options.dataset} takes "
+                f"({'; '.join(changes)}): give one of the same"
+            )
+    return _Plan(fitted, dataset, ghn_config, horizon, last_step, unvalidated, init)
 
 
 def _train(plan: _Plan, owned: contextlib.ExitStack) -> None:
-    options, dataset, ghn_config, horizon, last_step, unvalidated = plan
+    options, dataset, ghn_config, horizon, last_step, unvalidated, init = plan
     assert options.workdir and options.meta_batch_size and options.batch_size and options.clip
     counter = compilation.CompilationCounter()
     counter.register()
@@ -107,7 +122,7 @@ def _train(plan: _Plan, owned: contextlib.ExitStack) -> None:
     )
     executor = executors.make_executor(options.executor, setting, options.batch_size)
     init_key, image_key, dropout_key = jax.random.split(jax.random.key(options.seed), 3)
-    state = meta.init_state(ghn_config, optimizer, init_key, recipe)
+    state = meta.init_state(ghn_config, optimizer, init_key, recipe, init and init.params)
 
     # -- resume: checkpoint (options must agree), then the metrics up to it ------------------------------------
     if leads:
@@ -117,12 +132,13 @@ def _train(plan: _Plan, owned: contextlib.ExitStack) -> None:
         say(f"note: {remark}")
     processes.wait_for_others("healed")
     progress: dict[str, Any] = {"best_top1": -1.0, "images": {}, "to_validate": False}
-    mark = None
+    mark, history = None, init and init.info
     fresh = checkpoints.latest_step() is None
     if not fresh:
         saved = checkpoints.meta()
         _check_same_run(options, ghn_config, dataset.identity, saved)
         state, progress, mark = checkpoints.restore(state), progress | saved["progress"], saved["metrics"]
+        history = saved["info"].get("before")
         if options.change_options:  # perhaps those of the images
             progress["images"] = {}
         if not checkpoints.has_best():  # or it was set aside
@@ -151,6 +167,7 @@ def _train(plan: _Plan, owned: contextlib.ExitStack) -> None:
             say(f"step {step} was skipped: no checkpoint")
             return
         info = options.identity() | {"steps": step, "architectures": step * (options.meta_batch_size or 0)}
+        info |= {"before": history} if history else {}
         best = False
         if validate:
             try:
@@ -279,8 +296,7 @@ def _check_same_run(
     saved_options = first | saved["options"]
     before = {name: saved_options.get(name, getattr(TrainOptions, name)) for name in now}  # may be new
     differences = [f"--{k} was {before[k]}, is {v}" for k, v in now.items() if before[k] != v]
-    ghn = {name: saved["config"].get(name, value) for name, value in dataclasses.asdict(ghn_config).items()}
-    changes = [f"{k} was {ghn[k]}, is {v}" for k, v in dataclasses.asdict(ghn_config).items() if ghn[k] != v]
+    changes = _ghn_changes(saved["config"], ghn_config)
     changed_data = data.changes(saved["data"])
     if changes:
         raise ValueError(
@@ -296,6 +312,11 @@ def _check_same_run(
             f"{where} on other images ({'; '.join(changed_data)}): give those, another --workdir, or "
             "--change_options=True"
         )
+
+
+def _ghn_changes(before: dict[str, Any], now: config.GHNConfig) -> list[str]:
+    """How a configuration differs from one that was saved; what is new since then counts as the same."""
+    return [f"{k} was {before[k]}, is {v}" for k, v in vars(now).items() if before.get(k, v) != v]
 
 
 def _before(checkpoints: RunCheckpoints, last_good_step: int, leads: bool) -> str:

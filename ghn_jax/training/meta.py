@@ -294,12 +294,16 @@ def _accuracy(logits: Float[Array, "batch label"], labels: Int[Array, " batch"])
 
 
 def init_state(
-    config: GHNConfig, optimizer: optax.GradientTransformation, key: Array, recipe: Recipe = PUBLISHED
+    config: GHNConfig,
+    optimizer: optax.GradientTransformation,
+    key: Array,
+    recipe: Recipe = PUBLISHED,
+    params: Params | None = None,
 ) -> TrainState:
-    """A fresh GHN and its optimiser, as the recipe says; not replicated."""
-    params = init_params(config, key)
-    if recipe.start == "near_identity":
-        params = near_identity(params)
+    """A GHN with these weights, or a fresh one as the recipe says, and its optimiser; not replicated."""
+    if params is None:
+        params = init_params(config, key)
+        params = near_identity(params) if recipe.start == "near_identity" else params
     zero = jnp.zeros((), jnp.int32)
     average = None if recipe.average is None else params
     return TrainState(params, jax.jit(optimizer.init)(params), zero, zero, average)

@@ -90,6 +90,9 @@ class TrainOptions:
     recipe: str | None = None
     """How it learns: published, as in the paper of GHN-2, ghn3, as in that of GHN-3, or efficient, for runs of few
     networks [published, digits: efficient, with ghn3: ghn3]. The page docs/recipes.md has what they consist of."""
+    init: str | None = None
+    """GHN whose weights to start from, rather than as the recipe says: a name, a file or the workdir of a run, for as
+    many classes."""
     draw: str | None = None
     """Architectures: published, of 32 to 128 channels; wider, with more where images are large; or narrow, of 32 and
     the lighter half [published, digits: narrow, with ghn3: wider]."""
@@ -163,6 +166,9 @@ class TrainOptions:
         defaults |= {name: getattr(recipe, name) for name in ("learning_rate", "weight_decay", "clip")}
         given: dict[str, Any] = {name: value for name, value in vars(self).items() if value is not None}
         given |= {name: path.expanduser() for name, path in given.items() if isinstance(path, pathlib.Path)}
+        if self.init is not None:  # a path means the same elsewhere
+            path = pathlib.Path(self.init).expanduser()
+            given["init"] = str(path.absolute()) if len(path.parts) > 1 or path.exists() else self.init
         options = dataclasses.replace(self, **(defaults | given | {"dataset": dataset}))
         for name, limits in _RANGES.items():
             check_range(name, getattr(options, name), *limits)
@@ -219,6 +225,7 @@ class TrainOptions:
             "batch_size",
             "micro_batch_size",
             "recipe",
+            "init",
             "draw",
             "epochs",
             "learning_rate",

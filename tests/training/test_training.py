@@ -8,9 +8,11 @@ import subprocess
 import sys
 import time
 
+import chex
 import jax
 import pytest
 
+from ghn_jax import pretrained
 from ghn_jax.training import loop, meta
 from ghn_jax.training.options import TrainOptions
 
@@ -101,6 +103,16 @@ def test_validation_agrees_with_evaluation(tmp_path: pathlib.Path):
     assert last["val_top1"] == pytest.approx(sum(row["top1"] for row in rows) / 2, abs=0.4)  # an image
 
 
+def test_a_run_starts_from_the_weights_of_another(finished: pathlib.Path, tmp_path: pathlib.Path):
+    small = {"meta_batch_size": 1, "batch_size": 16, "steps": 1, "val_archs": 0, "workdir": tmp_path}
+    loop.train(TrainOptions(init=str(finished), learning_rate=1e-12, **small))
+    first, second = pretrained.load(finished), pretrained.load(tmp_path)
+    chex.assert_trees_all_close(second.params, first.params, atol=1e-6)
+    assert second.info["before"] == first.info
+    with pytest.raises(ValueError, match=r"--init was .*, is None"):
+        loop.train(TrainOptions(**small, learning_rate=1e-12))
+
+
 def test_training_again_when_done_changes_nothing(finished: pathlib.Path):
     before = metrics(finished)
     assert run("train.py", *SMALL, f"--workdir={finished}").returncode == 0
@@ -138,6 +150,8 @@ BAD_TRAINING = {
     "num_workers": (["--num_workers=-1"], "not be negative"),
     "process_id": (["--process_id=1"], "need `coordinator`"),
     "learning_rate": (["--learning_rate=nan"], "positive"),
+    "init": (["--init=ghn2-digit"], "did you mean 'ghn2-digits'"),
+    "init of another GHN": (["--preset=ghn1", "--init=ghn2-digits"], "virtual_edges was True, is False"),
 }
 
 
