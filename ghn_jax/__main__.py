@@ -1,7 +1,10 @@
 """The commands: `python -m ghn_jax` lists them, and what is installed."""
 
 import importlib.metadata
+import importlib.util
+import pathlib
 import platform
+from typing import cast
 
 import ghn_jax
 from ghn_jax.runtime import commands
@@ -23,7 +26,12 @@ def train() -> None:
         from ghn_jax.training.loop import train
         from ghn_jax.training.options import TrainOptions
 
-    commands.run(TrainOptions, train)
+    def train_and_draw(options: TrainOptions) -> None:
+        train(options)
+        if not options.process_id:  # the others have written nothing
+            draw(cast(pathlib.Path, options.resolve().workdir))
+
+    commands.run(TrainOptions, train_and_draw)
 
 
 def evaluate() -> None:
@@ -32,7 +40,11 @@ def evaluate() -> None:
         from ghn_jax.evaluation.options import EvaluateOptions
         from ghn_jax.evaluation.report import evaluate
 
-    commands.run(EvaluateOptions, evaluate)
+    def evaluate_and_draw(options: EvaluateOptions) -> None:
+        evaluate(options)
+        draw(pathlib.Path(options.ckpt))
+
+    commands.run(EvaluateOptions, evaluate_and_draw)
 
 
 def finetune() -> None:
@@ -42,6 +54,18 @@ def finetune() -> None:
         from ghn_jax.finetuning.options import FinetuneOptions
 
     commands.run(FinetuneOptions, run)
+
+
+def draw(run: pathlib.Path) -> None:
+    """Draws a training run and its evaluations, if it is one and matplotlib is installed."""
+    if not (run / "metrics.jsonl").exists() or importlib.util.find_spec("matplotlib") is None:
+        return
+    from ghn_jax.plots.__main__ import PlotOptions, plot
+
+    try:
+        plot(PlotOptions(run))
+    except (ValueError, OSError) as error:  # what the command was for is done
+        print(f"note: no picture: {error}")
 
 
 def overview() -> str:

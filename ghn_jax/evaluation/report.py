@@ -23,6 +23,9 @@ from ghn_jax.runtime import compilation, devices
 _FEW_CLASSES = 10
 """Up to as many, the top-5 accuracy says little."""
 
+_BAR = 30
+"""Characters of a bar of 100 %."""
+
 
 def evaluate(options: EvaluateOptions) -> None:
     """Evaluates a split, all of the published table, or a model.
@@ -87,7 +90,7 @@ def evaluate_split(options: EvaluateOptions) -> tuple[Summary, dict[str, float]]
     print(
         f"{'arch':>10}  {'parameters':>10}  {'top-1 %':>7}  "
         + ("top-5 %  " if many else "")
-        + f"{'predict s':>9}  {'test s':>6}",
+        + f"{'predict s':>9}  {'test s':>6}  0 % {' ' * (_BAR - 8)}100 %",
         flush=True,
     )
 
@@ -131,7 +134,7 @@ def evaluate_split(options: EvaluateOptions) -> tuple[Summary, dict[str, float]]
         print(
             f"{key:>10}  {row['parameters']:>10,}  {row['top1']:>7.2f}  "
             + (f"{row['top5']:>7.2f}  " if many else "")
-            + f"{row['predict_seconds']:>9.3f}  {row['test_seconds']:>6.1f}",
+            + f"{row['predict_seconds']:>9.3f}  {row['test_seconds']:>6.1f}  {'█' * round(row['top1'] * _BAR / 100)}",
             flush=True,
         )
     keys = [key for key, _ in selected]

@@ -279,6 +279,11 @@ def _train(plan: _Plan, owned: contextlib.ExitStack) -> None:
         else ""
     )
     say(f"done: {last_step} steps{best}{damaged}, in {options.workdir}")
+    images = f" --data_dir={options.data_dir}" if options.data_dir else ""
+    say(
+        f"next: python evaluate.py --ckpt={options.workdir}{images} --num_archs=20  # on unseen architectures"
+    )
+    say(f"      ghn_jax.predict_parameters(model, images, {str(options.workdir)!r})  # for a model of yours")
 
 
 def _check_same_run(

@@ -49,6 +49,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     assert f"step {STEPS}/{STEPS}" in done.stdout
     assert "ETA" in done.stdout
     assert "compilations" in done.stdout
+    assert f"next: python evaluate.py --ckpt={workdir}" in done.stdout
+    assert (workdir / "training.png").exists()
     return workdir
 
 
@@ -125,6 +127,7 @@ def test_evaluation_goes_on_where_it_stopped(finished: pathlib.Path, tmp_path: p
     first = run("evaluate.py", *arguments, "--num_archs=1")
     assert first.returncode == 0, first.stderr
     assert f"trained for {STEPS} steps on digits" in first.stdout
+    assert not (finished / "evaluation.png").exists()  # results of another place are not drawn
     results.write_text(results.read_text() + '{"arch": "1", "par')  # cut short by a kill
     second = run("evaluate.py", *arguments, "--num_archs=2")
     assert second.returncode == 0, second.stderr
