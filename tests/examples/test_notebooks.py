@@ -11,6 +11,7 @@ EXAMPLES = pathlib.Path(__file__).parents[2] / "examples"
 SMALL = {
     "predict_your_model": {},
     "finetune_and_compare": {"STEPS": 8, "IMAGES": 16},
+    "meta_train_on_your_images": {"STEPS": 1, "COUNT": 120, "ARCHITECTURES": 1},
 }
 """Constants to set in each notebook."""
 
