@@ -26,7 +26,7 @@ def run(options: FinetuneOptions) -> None:
     """
     options.check()
     compilation.use_persistent_cache(options.compilation_cache)
-    dataset = load(options.dataset, options.data_dir)
+    dataset = load(options.dataset, options.data_dir, options.image_size)
     workdir = options.workdir or _default_workdir(options)
     curves: comparison.Curves = {start: {} for start in options.starts()}
     for seed in range(options.seed, options.seed + options.seeds):
@@ -34,7 +34,11 @@ def run(options: FinetuneOptions) -> None:
         model = make_model(options, dataset.num_classes, dataset.image_size, seed)
         recipe = dataclasses.replace(options, seed=seed)
         for start in options.starts():
-            print(f"{options.arch} on {options.dataset} from {start}, seed {seed}", flush=True)
+            print(
+                f"{options.arch} from {start}, seed {seed}, on {options.dataset} ({len(part.train):,} images of "
+                f"{dataset.num_classes} classes at {dataset.image_size} pixels)",
+                flush=True,
+            )
             result = loop.train(
                 model,
                 FromDataset(part, options.evaluate_on, options.num_workers),
@@ -44,7 +48,7 @@ def run(options: FinetuneOptions) -> None:
                 options.checkpoint_every,
                 options.log_every,
                 lambda text: print(text, flush=True),
-                identity=_identity(options, start),
+                identity=_identity(options, start) | {"image_size": dataset.image_size},
             )
             curves[start][seed] = result.tested
     print(comparison.table(curves))
@@ -91,7 +95,8 @@ def _identity(options: FinetuneOptions, start: str) -> dict[str, Any]:
 def _default_workdir(options: FinetuneOptions) -> pathlib.Path:
     arch = f"{options.split}{options.arch}" if options.arch.isdigit() else options.arch
     shots = f"-{options.shots}shots" if options.shots else ""
-    return pathlib.Path("runs") / f"finetune-{_plain(arch)}-{_plain(options.dataset)}{shots}"
+    pixels = f"-{options.image_size}px" if options.image_size else ""
+    return pathlib.Path("runs") / f"finetune-{_plain(arch)}-{_plain(options.dataset)}{pixels}{shots}"
 
 
 def _plain(name: str) -> str:

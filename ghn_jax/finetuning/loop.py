@@ -16,11 +16,12 @@ from ghn_jax.finetuning.recipe import Recipe, learning_rate, make_optimizer
 from ghn_jax.finetuning.starts import RANDOM, make_start
 from ghn_jax.finetuning.step import Devices, State, make_step
 from ghn_jax.pretrained import TrainedGHN
+from ghn_jax.runtime import signals
 from ghn_jax.tracing.batch_norm import fill_running_statistics
 from ghn_jax.training.checkpoint import RunCheckpoints
 from ghn_jax.training.meta import TrainState
 from ghn_jax.training.progress import Clock
-from ghn_jax.training.workdir import MetricsFile
+from ghn_jax.training.workdir import MetricsFile, locked
 
 
 class NonFiniteLoss(ValueError):
@@ -72,13 +73,15 @@ def finetune(
       test: images and labels to test on, unless `data` is an image set.
       init: what to start from: "random"; a GHN, its name or path; or the work directory of an earlier run.
       recipe: settings of the training.
-      workdir: keeps checkpoints and metrics, and goes on from the latest if there is one; None keeps nothing.
+      workdir: keeps checkpoints and metrics, and goes on from the latest if there is one; None keeps nothing. One run
+        at a time has it.
       checkpoint_every: steps between two checkpoints.
       log_every: steps between two lines.
       say: takes the lines.
 
     Raises ValueError for settings that do not fit the model, the data or the checkpoint, and if an iterator ends early;
-    NonFiniteLoss, in which case the checkpoints are from before.
+    NonFiniteLoss, in which case the checkpoints are from before; signals.Interrupted when asked to end, which it does
+    when a step is done and saved.
     """
     recipe, say = recipe or Recipe(), say or (lambda _: None)
     recipe.check()
@@ -99,6 +102,21 @@ def train(
     identity: dict[str, Any],
 ) -> Finetuned:
     """As `finetune`; `identity` holds JSON values which a run in the same directory must share."""
+    with locked(workdir) if workdir else contextlib.nullcontext():
+        return _train(model, data, init, recipe, workdir, checkpoint_every, log_every, say, identity)
+
+
+def _train(
+    model: Any,
+    data: Data,
+    init: str | pathlib.Path | TrainedGHN,
+    recipe: Recipe,
+    workdir: pathlib.Path | None,
+    checkpoint_every: int,
+    log_every: int,
+    say: Callable[[str], None],
+    identity: dict[str, Any],
+) -> Finetuned:
     # -- model, optimiser and start ----------------------------------------------------------------------------
     sample_input = jax.ShapeDtypeStruct((1, *data.image_shape), jnp.float32)
     network = classifier(model, sample_input)
@@ -160,7 +178,18 @@ def train(
             meta = {"finetuned": identity, "progress": progress, "metrics": metrics.mark()}
             checkpoints.save(_saved(jax.device_get(now)), meta)
 
-    with contextlib.closing(metrics), contextlib.closing(data):
+    say(
+        f"{_shapes(params):,} parameters, steps {first_step} to {last_step}"
+        + (f" of {batch_size} images" if batch_size else "")
+        + f", {jax.device_count()} device(s) ({jax.devices()[0].device_kind})"
+        + (f" -> {workdir}" if workdir else "")
+    )
+    remark = (
+        "saving when this step is done; once more ends at once"
+        if workdir
+        else "ending when this step is done"
+    )
+    with contextlib.closing(metrics), contextlib.closing(data), signals.noted(remark) as request:
         if fresh:  # so that there never are metrics without a checkpoint
             save()
         if first_step == 0 and 0 in tests:
@@ -185,14 +214,18 @@ def train(
                 top1=top1,
                 gradient_norm=norm,
                 learning_rate=float(rates[step]),
-                seconds=round(clock.seconds, 3),
+                seconds=round(metrics.before["seconds"] + clock.seconds, 3),
             )
             if (step + 1) % log_every == 0 or step + 1 == last_step:
                 say(f"step {step + 1}/{last_step}  loss {loss:.3f}  top1 {top1:.1f} %  ETA {clock.eta}")
             if step + 1 in tests:
                 test()
-            if (step + 1) % checkpoint_every == 0 or step + 1 == last_step:
+            if (step + 1) % checkpoint_every == 0 or step + 1 == last_step or request.number:
                 save()
+            if request.number and step + 1 < last_step:
+                goes_on = f"saved after step {step + 1}; the same command goes on from there"
+                nothing = f"step {step + 1} was the last, and nothing is kept without `workdir`"
+                raise signals.Interrupted(request.number, goes_on if workdir else nothing)
     return Finetuned(network.join(now.params, now.state), tested, notes)
 
 

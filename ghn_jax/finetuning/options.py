@@ -3,6 +3,7 @@
 import dataclasses
 import pathlib
 
+from ghn_jax.deepnets.image_sizes import check_image_size
 from ghn_jax.finetuning.recipe import Recipe
 
 
@@ -23,6 +24,9 @@ class FinetuneOptions(Recipe):
     """digits, cifar10, imagenet, tfds:NAME or folder:PATH."""
     data_dir: pathlib.Path | None = None
     """TFDS directory with the prepared dataset; digits and folder:PATH need none."""
+    image_size: int | None = None
+    """Height and width that images are resized to and the network is made for, 16 or a multiple of 32 [nearly that of
+    the images, 224 at most]."""
     shots: int | None = None
     """Train on so many images of each class, chosen by the seed, instead of all."""
     evaluate_on: str = "test"
@@ -52,6 +56,8 @@ class FinetuneOptions(Recipe):
         for name in ("seeds", "checkpoint_every", "log_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` (={getattr(self, name)}) must be at least 1")
+        if self.image_size is not None:
+            check_image_size(self.image_size)
         if self.evaluate_on not in ("test", "val"):
             raise ValueError(f"`evaluate_on` (={self.evaluate_on!r}) must be test or val")
         if self.picture is not None and self.picture.suffix not in (".png", ".svg", ".pdf"):

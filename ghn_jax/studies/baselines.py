@@ -9,6 +9,7 @@ from typing import Any
 
 from ghn_jax import pretrained
 from ghn_jax.deepnets import sampling
+from ghn_jax.deepnets.image_sizes import check_image_size
 from ghn_jax.deepnets.lowering import lower
 from ghn_jax.evaluation import results
 from ghn_jax.evaluation.accuracy import network_accuracy, predict_flat
@@ -35,6 +36,9 @@ class Training:
     """digits, cifar10, imagenet, tfds:NAME or folder:PATH."""
     data_dir: pathlib.Path | None = None
     """TFDS directory with the prepared dataset; digits and folder:PATH need none."""
+    image_size: int | None = None
+    """Height and width that images are resized to and networks are made for, 16 or a multiple of 32 [nearly that of
+    the images, 224 at most]."""
     ckpt: str = "ghn2-digits"
     """The GHN to compare with: a bundled one, a .safetensors file, or the work directory of a training run."""
     channels: int | None = None
@@ -63,6 +67,8 @@ class Training:
         names = ("batch_size", "epochs", "steps", "learning_rate", "weight_decay", "seed")
         recipe = Recipe(**{name: getattr(self, name) for name in names})
         recipe.check()
+        if self.image_size is not None:
+            check_image_size(self.image_size)
         if self.noise < 0:
             raise ValueError(f"`noise` (={self.noise}) must not be negative")
         if self.channels is not None and (self.channels < 16 or self.channels % 16):
@@ -131,7 +137,8 @@ def train_architectures(
 
     Raises ValueError if the file holds results with other settings.
     """
-    dataset, ghn = load(options.dataset, options.data_dir), pretrained.load(options.ckpt)
+    dataset = load(options.dataset, options.data_dir, options.image_size)
+    ghn = pretrained.load(options.ckpt)
     if ghn.config.num_classes != dataset.num_classes:
         raise ValueError(
             f"`ckpt` (={options.ckpt!r}) predicts {ghn.config.num_classes} classes and `dataset` "
@@ -180,7 +187,8 @@ def predicted_top1(
 
 def default_path(options: Training, name: str) -> pathlib.Path:
     """Where results go unless told otherwise."""
-    part = f"-C{options.channels}" if options.channels else ""
+    part = f"-{options.image_size}px" if options.image_size else ""
+    part += f"-C{options.channels}" if options.channels else ""
     dataset = re.sub(r"\W+", "_", options.dataset)
     return pathlib.Path("runs", "studies", f"{name}-{dataset}{part}-seed{options.seed}.jsonl")
 

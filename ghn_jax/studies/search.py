@@ -87,10 +87,11 @@ def search(options: SearchOptions) -> None:
 
 def rank(options: SearchOptions, path: pathlib.Path) -> dict[int, float]:
     """Accuracy with predicted parameters on held-out images, by index; what the file has is not computed again."""
-    dataset, ghn = load(options.dataset, options.data_dir), pretrained.load(options.ckpt)
+    dataset = load(options.dataset, options.data_dir, options.image_size)
+    ghn = pretrained.load(options.ckpt)
     names = ("ckpt", "dataset", "channels", "seed", "val_batches")
     header: dict[str, Any] = {name: getattr(options, name) for name in names}
-    header |= {"weights": results.checksum(ghn.params)}
+    header |= {"image_size": dataset.image_size, "weights": results.checksum(ghn.params)}
     done = results.open_results(path, header, ("arch", "parameters", "top1"))
     waiting = [index for index in range(options.num_archs) if str(index) not in done]
 

@@ -21,6 +21,8 @@ from ghn_jax.finetuning import command, loop
 from ghn_jax.finetuning.classifier import classifier
 from ghn_jax.finetuning.options import FinetuneOptions
 from ghn_jax.finetuning.recipe import Recipe
+from ghn_jax.runtime import signals
+from ghn_jax.training.workdir import locked
 from tests.image_sets import write_folder
 
 LINEN = """
@@ -144,6 +146,41 @@ def test_resuming_changes_nothing_at_all(finished: pathlib.Path, tmp_path: pathl
     assert losses(tmp_path / "b") == losses(tmp_path / "a")
     assert again.tested == whole.tested
     jax.tree.map(np.testing.assert_array_equal, again.variables, whole.variables)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_the_step_that_runs_and_says_how_to_go_on(number: int, tmp_path: pathlib.Path):
+    data, recipe = arrays(), Recipe(steps=4, batch_size=16)
+    whole = loop.finetune(Small(), data, recipe=recipe)
+
+    def ask(text: str) -> None:
+        if text.startswith("step 1/4"):
+            os.kill(os.getpid(), number)
+
+    every = {"recipe": recipe, "workdir": tmp_path, "log_every": 1}
+    with pytest.raises(signals.Interrupted, match="saved after step 1; the same command goes on") as ended:
+        loop.finetune(Small(), data, say=ask, **every)
+    assert ended.value.code == 128 + number
+    lines: list[str] = []
+    again = loop.finetune(Small(), data, say=lines.append, **every)
+    assert "after step 1" in lines[0] and "steps 1 to 4 of 16 images" in lines[1]
+    jax.tree.map(np.testing.assert_array_equal, again.variables, whole.variables)
+
+
+def test_two_runs_do_not_share_a_directory(tmp_path: pathlib.Path):
+    with locked(tmp_path), pytest.raises(ValueError, match=r"`workdir` .* is in use by process"):
+        loop.finetune(Small(), arrays(), recipe=Recipe(steps=1), workdir=tmp_path)
+    assert not (tmp_path / "metrics.jsonl").exists()
+
+
+def test_images_and_network_are_of_the_size_asked_for(
+    model_file: pathlib.Path, tmp_path: pathlib.Path, capsys
+):
+    options = dataclasses.replace(small_options(model_file, tmp_path), init="random", steps=1, image_size=32)
+    command.run(options)
+    assert "of 10 classes at 32 pixels" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="image_size was 32, is 16"):
+        command.run(dataclasses.replace(options, image_size=16))
 
 
 def test_a_finished_run_is_only_read(finished: pathlib.Path, model_file: pathlib.Path):
@@ -307,6 +344,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_checkpoint_before(tmp_pat
         ({"arch": "resnet19"}, "did you mean 'resnet18'"),
         ({"arch": "500"}, "outside the split"),
         ({"arch": "no/file.py:make"}, "`arch`.*cannot be imported"),
+        ({"image_size": 20}, "`image_size` .*choose 32"),
         ({"shots": 1000}, "`shots` .=1000. exceeds the"),
         ({"compare": "random", "init": "ghn2-digits"}, "give one of them"),
         ({"picture": pathlib.Path("curve.doc")}, "`picture`"),

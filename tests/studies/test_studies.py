@@ -54,6 +54,8 @@ def test_baselines_train_what_is_not_there_yet(tmp_path: pathlib.Path, monkeypat
     assert "SGD, 5 epochs  30.0 ± 0.0 (30.0)" in capsys.readouterr().out
     with pytest.raises(ValueError, match="learning_rate differ"):
         baselines.baselines(options(tmp_path, learning_rate=1.0))
+    with pytest.raises(ValueError, match="image_size differ"):
+        baselines.baselines(options(tmp_path, image_size=64))
 
 
 def test_a_network_learns_on_the_executor():
@@ -150,6 +152,7 @@ def test_search_trains_the_best_and_as_many_random_ones(tmp_path: pathlib.Path, 
         ({"num_archs": 501}, "`num_archs`"),
         ({"split": "tset"}, "did you mean 'test'"),
         ({"channels": 10}, "`channels`"),
+        ({"image_size": 20}, "`image_size`"),
         ({"noise": -1.0}, "`noise`"),
         ({"batch_size": 0}, "`batch_size`"),
     ],
