@@ -1,0 +1,140 @@
+"""What comes back is a tree as the model has it; what cannot be given in is said in one line."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors.numpy
+from flax import nnx
+
+import ghn_jax
+from ghn_jax.evaluation.models import export
+
+IMAGES = jnp.zeros((1, 8, 8, 3))
+
+
+class Plain(nn.Module):
+    """A classifier of one layer."""
+
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(10)(x.mean((1, 2)))
+
+
+def test_dtypes_are_those_of_the_initialisers():
+    class Half(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            w = self.param("w", nn.initializers.normal(0.02, jnp.bfloat16), (3, 16))
+            b = self.param("b", nn.initializers.zeros, (16,))
+            return nn.Dense(10, param_dtype=jnp.float16)(x.mean((1, 2)) @ w + b)
+
+    variables, _ = ghn_jax.predict_parameters(Half(), IMAGES)
+    expected = Half().init(jax.random.key(0), IMAGES)
+    assert jax.tree.map(jnp.result_type, variables) == jax.tree.map(jnp.result_type, expected)
+
+
+def test_boxes_of_partitioned_parameters_survive():
+    class Boxed(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            kernel = nn.with_partitioning(nn.initializers.lecun_normal(), (None, "model"))
+            logical = nn.with_logical_partitioning(nn.initializers.zeros, ("classes",))
+            return nn.Dense(10, kernel_init=kernel, bias_init=logical)(x.mean((1, 2)))
+
+    variables, _ = ghn_jax.predict_parameters(Boxed(), IMAGES, strict=True)
+    assert jax.tree.structure(variables) == jax.tree.structure(Boxed().init(jax.random.key(0), IMAGES))
+    assert ghn_jax.apply_by_batch(Boxed(), variables, IMAGES).shape == (1, 10)
+
+
+def test_state_may_be_scalar():
+    class Spectral(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return nn.Dense(10)(nn.SpectralNorm(nn.Conv(16, (3, 3)))(x, update_stats=False).mean((1, 2)))
+
+    variables, _ = ghn_jax.predict_parameters(Spectral(), IMAGES, strict=True)
+    by_batch = ghn_jax.apply_by_batch(Spectral(), variables, IMAGES + 1)
+    plain: Any = Spectral().apply(variables, IMAGES + 1)
+    np.testing.assert_allclose(by_batch, plain, rtol=1e-4, atol=1e-5)
+
+
+class NNXNorm(nnx.Module):
+    """A batch norm and a head."""
+
+    def __init__(self, rngs: nnx.Rngs):
+        self.bn = nnx.BatchNorm(3, rngs=rngs)
+        self.head = nnx.Linear(3, 10, rngs=rngs)
+
+    def __call__(self, x):
+        return self.head(self.bn(x).mean((1, 2)))
+
+
+def test_predictions_share_no_variable():
+    model = NNXNorm(nnx.Rngs(0))
+    a, _ = ghn_jax.predict_parameters(model, IMAGES)
+    b, _ = ghn_jax.predict_parameters(model, IMAGES)
+    a(IMAGES + 100)
+    for other in (model, b):
+        assert a.bn.mean is not other.bn.mean
+        np.testing.assert_array_equal(other.bn.mean[...], 0)
+
+
+def test_works_under_strict_settings():
+    model, images = NNXNorm(nnx.Rngs(0)), jax.device_put(np.ones((2, 8, 8, 3), np.float32))
+    with (
+        jax.numpy_rank_promotion("raise"),
+        jax.numpy_dtype_promotion("strict"),
+        jax.transfer_guard("disallow"),
+    ):
+        filled, _ = ghn_jax.predict_parameters(model, images)
+        ghn_jax.apply_by_batch(None, filled, images)
+
+
+class Transformed:
+    """What a Haiku transform is."""
+
+    init = apply = staticmethod(lambda *args: None)
+
+
+class ForeignDtype:
+    """An array of another library."""
+
+    shape, dtype = (1, 8, 8, 3), "torch.float32"
+
+    def __array__(self) -> np.ndarray:
+        return np.zeros(self.shape)
+
+
+@pytest.mark.parametrize(
+    ("model", "images", "message"),
+    [
+        (Transformed(), IMAGES, "has no parameters yet: params = model.init"),
+        ((Plain(), {}), IMAGES, "give the model alone"),
+        (Plain, IMAGES, r"is a class: give a model that is made, such as Plain\(\)"),
+        (ghn_jax.Function({}, Plain().apply), IMAGES, r"in this order"),  # pyright: ignore[reportArgumentType]
+        (nnx.eval_shape(lambda: NNXNorm(nnx.Rngs(0))), IMAGES, r"is abstract, and its state 'bn\.mean'"),
+        (Plain(), (IMAGES, IMAGES), "is a tuple of 2, and a classifier takes one array"),
+        (Plain(), ForeignDtype(), "give an array of NumPy or JAX"),
+    ],
+)
+def test_messages(model, images, message):
+    with pytest.raises(ghn_jax.UnsupportedModel, match=message):
+        ghn_jax.predict_parameters(model, images)
+
+
+def test_exports_of_any_tree(tmp_path):
+    linear = ghn_jax.Function(lambda p, x: x @ p[0] + p[1], [jnp.ones((16, 10)), jnp.ones(10)])
+    params, _ = ghn_jax.predict_parameters(linear, jnp.zeros((1, 16)))
+    export(params, tmp_path / "list.safetensors", public_names=False)
+    assert set(safetensors.numpy.load_file(tmp_path / "list.safetensors")) == {"0", "1"}
+    images = jnp.ones((2, 32, 32, 3))
+    model = ghn_jax.target("resnet18", 10, 32)
+    variables = ghn_jax.fill_running_statistics(model, ghn_jax.predict_parameters(model, images)[0], images)
+    export(variables, tmp_path / "torch.safetensors", public_names=True)
+    tensors = safetensors.numpy.load_file(tmp_path / "torch.safetensors")
+    np.testing.assert_array_equal(tensors["bn1.running_mean"], variables["batch_stats"]["bn1"]["mean"])
+    assert tensors["layer1.0.bn1.num_batches_tracked"].shape == ()
