@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from flax import traverse_util
+from jaxtyping import Array
 
 
 class _Form(NamedTuple):
@@ -38,11 +39,11 @@ _NAMED = {
 }
 
 
-def to_params(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
+def to_params(tensors: Mapping[str, np.ndarray | Array]) -> dict[str, Any]:
     """The parameters of a network, `module.apply({"params": to_params(tensors)}, images)`.
 
     Args:
-      tensors: all parameters in PyTorch's layout, by public name.
+      tensors: all parameters in PyTorch's layout, by public name; of NumPy or JAX, traced ones too.
 
     Raises ValueError for a tensor that is no parameter, such as a running mean.
     """
@@ -58,9 +59,9 @@ def to_params(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
             )
         path = re.split(r"\.(?!\d)", parent) if parent else ()  # a number belongs to the name before it
         if parent == "pos_enc":
-            leaves[*path, "embedding"] = np.asarray(tensor)[0].transpose(1, 2, 0)
+            leaves[*path, "embedding"] = tensor[0].transpose(1, 2, 0)
         else:
-            leaves[*path, form.leaf] = np.asarray(tensor).transpose(form.from_torch)
+            leaves[*path, form.leaf] = tensor.transpose(form.from_torch)
     return traverse_util.unflatten_dict(leaves)
 
 
