@@ -96,7 +96,7 @@ class Ours:
             start = time.perf_counter()
             batch = prepare.prepare(networks, self._config, self._templates, num_devices=1)
             self._state, measured = meta.meta_step(
-                self._ghn, self._state, batch, [self._images], [self._labels], jax.random.key(1)
+                self._ghn, self._state, batch, [self._images[None]], [self._labels[None]], jax.random.key(1)
             )
             float(measured.loss[0])
             seconds.append(time.perf_counter() - start)

@@ -175,7 +175,7 @@ def training_steps(
         labels = jnp.asarray(rng.randint(0, config.num_classes, step["batch"]))
         batch = prepare.prepare(networks, config, templates, num_devices=1)
         before = state
-        state, metrics = meta.meta_step(ghn, state, batch, [images], [labels], dropout_key=None)
+        state, metrics = meta.meta_step(ghn, state, batch, [images[None]], [labels[None]], dropout_key=None)
         yield float(metrics.loss[0]), _clipped_norms(config, before, state), step
 
 

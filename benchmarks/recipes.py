@@ -107,7 +107,8 @@ def _candidate(name: str) -> Recipe:
         key, _, value = change.partition("=")
         if key not in Recipe.__dataclass_fields__:
             raise ValueError(f"`recipes` ({name!r}) changes {key!r}, and a recipe has no such field")
-        values[key] = None if value == "None" else value if value.isidentifier() else float(value)
+        words = {"None": None, "True": True, "False": False}
+        values[key] = words.get(value, value) if value.isidentifier() else float(value)
     return dataclasses.replace(recipe(base), **values)
 
 
@@ -158,11 +159,12 @@ def _run(
     ghn = meta.make_ghn_step(_CONFIG, _TEMPLATES, optimizer, devices, chosen)
     init_key, image_key, dropout_key = jax.random.split(jax.random.key(seed), 3)
     state = replicate(meta.init_state(_CONFIG, optimizer, init_key, chosen), devices)
-    images = feed.open_feed(dataset, options.batch_size, image_key, seed, 0, {}, 0)
+    groups = options.meta_batch_size if chosen.own_images else 1
+    images = feed.open_feed(dataset, options.batch_size * groups, image_key, seed, 0, {}, 0)
     due = [round(len(batches) * (i + 1) / options.points) for i in range(options.points)]
     start, losses = time.monotonic(), []
     for step, drawn in enumerate(batches, start=1):
-        x, y = images(step - 1)
+        x, y = (part.reshape(groups, -1, *part.shape[1:]) for part in images(step - 1))
         batch = prepare.prepare(drawn, _CONFIG, _TEMPLATES, num_devices=1)
         key = jax.random.fold_in(dropout_key, step)
         state, metrics = meta.meta_step(ghn, state, batch, [x], [y], key)

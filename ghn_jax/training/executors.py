@@ -51,7 +51,7 @@ class Executor(Protocol):
     def step(
         self, state: TrainState, batch: Any, images: Array, labels: Array, dropout_key: Array
     ) -> tuple[TrainState, Metrics]:
-        """One step, on a replicated state."""
+        """One step, on a replicated state; images (group, batch, height, width, 3), as in `meta.meta_step`."""
         ...
 
 

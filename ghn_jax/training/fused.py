@@ -108,6 +108,8 @@ def make_fused_step(
 
         def execute_family(memory, scores, table, flat, images, labels, dropout_key, place):
             key = jax.random.fold_in(dropout_key, place)
+            group = place % len(images)
+            images, labels = images[group], labels[group]
             outcome, memory = fused.loss_and_gradient(
                 instructions, memory, table, flat, images, labels, key, label_smoothing
             )
@@ -144,8 +146,8 @@ def meta_step(
     step: FusedStep,
     state: TrainState,
     batch: FusedBatch,
-    images: Float[Array, "device batch height width 3"],
-    labels: Int[Array, "device batch"],
+    images: Float[Array, "device group batch height width 3"],
+    labels: Int[Array, "device group batch"],
     dropout_key: Array,
     memory: Float[Array, "device place"],
 ) -> tuple[TrainState, Metrics, Float[Array, "device place"]]:

@@ -147,9 +147,12 @@ def _train(plan: _Plan, owned: contextlib.ExitStack) -> None:
     processes.wait_for_others("resumed")
     first_step = int(state.step)
     metrics = MetricsFile(options.workdir / "metrics.jsonl" if leads else None, mark)
+    groups = 1  # batches of images a step
+    if recipe.own_images:
+        groups = min(options.meta_batch_size, len(dataset.train) // options.batch_size)
     next_images = feed.open_feed(
         dataset,
-        options.batch_size,
+        options.batch_size * groups,
         image_key,
         options.seed,
         first_step,
@@ -226,7 +229,7 @@ def _train(plan: _Plan, owned: contextlib.ExitStack) -> None:
             progress["to_validate"] = False
             save(validate=True)
         for step, batch in enumerate(batches, start=first_step):
-            x, y = next_images(step)
+            x, y = (part.reshape(groups, -1, *part.shape[1:]) for part in next_images(step))
             try:
                 key = jax.random.fold_in(dropout_key, step)
                 state, measured = executor.step(state, batch, x, y, key)

@@ -220,7 +220,8 @@ def meta_step(
     Args:
       state: replicated over devices.
       batch: the networks, from `ghn_jax.training.prepare`.
-      images, labels: the same batch of images, on each device.
+      images, labels: batches of images, the same ones on each device: (group, batch, height, width, 3). Networks take
+        them in turn, each the batch of its place in the meta-batch, so with a single one all see the same images.
       dropout_key: folded with the place of each network in the meta-batch; None runs without dropout.
       micro_batch_size: images that a network runs on at a time; None for all.
 
@@ -232,23 +233,26 @@ def meta_step(
     def run_slot(index: int) -> _SlotOutcome:
         slot, plan = np.int32(index), batch.plans[index]
         flat = ghn.decode(state.params, nodes, slot, plan)
-        outcomes = []
+        outcomes, hits = [], []
         for shard, network, place, x, y in zip(
             flat.addressable_shards, batch.networks[index], batch.places[index], images, labels, strict=True
         ):
             key = None if dropout_key is None else jax.random.fold_in(dropout_key, place)
             # as an array of this device alone: compiled blocks are looked up by sharding too
             own = jax.device_put(shard.data, shard.device)
-            size = micro_batch_size or len(x)
+            group = place % len(x)
+            size = micro_batch_size or x.shape[1]
             try:
-                outcomes.append(run.accumulate(network.program, own, x, y, size, key, label_smoothing))
+                outcome = run.accumulate(network.program, own, x[group], y[group], size, key, label_smoothing)
             except jax.errors.JaxRuntimeError as error:
-                raise _explained(error, network, place, len(x)) from error
+                raise _explained(error, network, place, x.shape[1]) from error
+            outcomes.append(outcome)
+            hits.append(_accuracy(outcome.logits, y[group]))
         flat_gradient = _stack_shards(flat, [o.gradient for o in outcomes])
         return _SlotOutcome(
             ghn.pull_back(state.params, nodes, slot, plan, flat_gradient),
             [o.loss for o in outcomes],
-            [_accuracy(o.logits, y) for o, y in zip(outcomes, labels, strict=True)],
+            hits,
         )
 
     losses, hits = [], []

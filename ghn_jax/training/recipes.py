@@ -35,6 +35,8 @@ class Recipe:
       clip: largest global norm of the gradient of a step.
       network_clip: largest norm of the gradient of one network of the meta-batch, and networks whose gradient is not
         finite are left out of the step; None takes all as they are.
+      own_images: whether each network of a meta-batch sees images of its own, rather than all the same ones: noise that
+        is common to all networks does not average out.
       start: how weights start: as the configuration says, or so that layers of predicted networks pass their channels
         on (`ghn_jax.models.near_identity`).
       average: decay of the exponential average of the GHN's weights, which is then what is validated and used; None
@@ -49,6 +51,7 @@ class Recipe:
     weight_decay: float = 1e-5
     clip: float = 5.0
     network_clip: float | None = None
+    own_images: bool = False
     start: Literal["default", "near_identity"] = "default"
     average: float | None = None
     norm_penalty: float = 0.0
@@ -106,6 +109,7 @@ RECIPES = {
         warm_up=0.05,
         weight_decay=0.0,
         network_clip=1.0,
+        own_images=True,
         start="near_identity",
         average=0.95,
     ),

@@ -171,7 +171,9 @@ class Setting:
         self.ghn = meta.make_ghn_step(self.config, self.templates, optimizer, devices)
         self.state = pmapped.replicate(meta.init_state(self.config, optimizer, jax.random.key(0)), devices)
         rng = np.random.default_rng(0)
-        images, labels = rng.standard_normal(IMAGES, np.float32), rng.integers(0, 10, IMAGES[0])
+        groups = 2  # which networks take in turn
+        images = rng.standard_normal((groups, *IMAGES), np.float32)
+        labels = rng.integers(0, 10, (groups, IMAGES[0]))
         self.images, self.labels = pmapped.replicate((images, labels), devices)
 
     def prepare(self, memory_size: int) -> fused_training.FusedBatch:

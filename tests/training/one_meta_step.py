@@ -47,8 +47,8 @@ def main(path: str, devices: str, coordinator: str | None = None, *who: str) -> 
         state = meta.TrainState(params, optimizer.init(params), zero, zero)
         state = pmapped.replicate(state, everywhere)
         rng = np.random.default_rng(0)
-        images = rng.standard_normal((8, 32, 32, 3))
-        labels = rng.integers(0, 10, 8).astype(np.int32)
+        images = rng.standard_normal((2, 8, 32, 32, 3))  # two batches, which networks take in turn
+        labels = rng.integers(0, 10, (2, 8)).astype(np.int32)
         state, metrics = meta.meta_step(
             ghn,
             state,
