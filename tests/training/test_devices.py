@@ -28,7 +28,7 @@ def start(*arguments: str | int | pathlib.Path) -> subprocess.Popen[str]:
 
 def finish(*processes: subprocess.Popen[str]) -> None:
     for process in processes:
-        _, errors = process.communicate(timeout=300)
+        _, errors = process.communicate(timeout=900)
         assert process.returncode == 0, errors
 
 
@@ -96,7 +96,7 @@ def test_the_others_end_when_a_process_dies_and_one_goes_on(tmp_path: pathlib.Pa
     assert first.returncode == 2
     assert "process 1 of 2 ended before the run was over" in errors
     alone = start(*common, "--steps=2")
-    output, errors = alone.communicate(timeout=300)
+    output, errors = alone.communicate(timeout=900)
     assert alone.returncode == 0, errors
     assert "resuming" in output and "1 device(s)" in output and "done: 2 steps" in output
 
