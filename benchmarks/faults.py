@@ -14,33 +14,20 @@ Each run is a fork of a process that has imported everything, which is most of t
 import collections
 import contextlib
 import dataclasses
-import importlib
 import json
-import multiprocessing
 import os
 import pathlib
 import random
 import shutil
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, Literal
 
 import tyro
 
-PRELOADED = "ghn_jax.training.loop"
-OPTIONS = (
-    "--recipe=published",
-    "--meta_batch_size=1",
-    "--batch_size=16",
-    "--checkpoint_every=1",
-    "--log_every=1",
-)
-COMPARED = ("step", "loss", "top1", "gradient_norm", "val_top1")
-CHANGES = ((os, "rename"), (os, "mkdir"), (os, "fsync"), (os, "unlink"), (os, "rmdir"))
-"""What a save does to the disk, in steps that a kill can come between."""
+from benchmarks.killable_runs import OPTIONS, Run, Runs, metrics
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,91 +50,16 @@ class Options:
     """Files garbled, cut or removed."""
     pairs: int = 3
     """Two starts at once."""
+    kills_in_compilation: int = 0
+    """While programs are compiled and kept; each takes a compilation from nothing."""
+    damaged_programs: int = 0
+    """Compiled programs cut or garbled, a tenth of all at a time."""
     val_archs: int = 1
     """Architectures that validate each checkpoint."""
     seed: int = 0
     """Of moments and places."""
-
-
-class Runs:
-    """Starts training runs, each a fork of a process in which everything is imported."""
-
-    def __init__(self, options: Sequence[str], preloaded: str = PRELOADED):
-        os.environ["PYTHONPATH"] = os.pathsep.join(sys.path)  # the process to be forked passes over sys.path
-        self._options = tuple(options)
-        self._preloaded = preloaded
-        self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload([preloaded, "sklearn.datasets", "tyro", __name__])
-
-    def start(self, workdir: pathlib.Path, *more: str, kill_at: int = 0) -> "Run":
-        """Starts a run; `kill_at` ends it by -9 before that change on the disk."""
-        log = workdir.with_name(workdir.name + ".log")
-        arguments = [*self._options, f"--workdir={workdir}", *more]
-        process = self._context.Process(target=_train, args=(arguments, log, self._preloaded, kill_at))
-        process.start()
-        return Run(process, log)
-
-
-@dataclasses.dataclass(frozen=True)
-class Run:
-    """A run in a process of its own, and what it prints."""
-
-    process: Any
-    log: pathlib.Path
-
-    def signal(self, number: int) -> None:
-        """Sends a signal to it alone."""
-        if self.process.is_alive():
-            os.kill(self.process.pid, number)
-
-    def end(self, timeout: float = 900) -> int:
-        """Its exit code, when it has ended; minus the signal that killed it."""
-        self.process.join(timeout)
-        if self.process.exitcode is None:
-            self.process.kill()
-            raise TimeoutError(f"a run hangs: {self.log}")
-        return self.process.exitcode
-
-    def printed(self) -> str:
-        """All of it, errors too."""
-        return self.log.read_text() if self.log.exists() else ""
-
-
-def _train(arguments: list[str], log: pathlib.Path, preloaded: str, kill_at: int) -> None:
-    """The command train.py, in a fork."""
-    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(descriptor, 1)
-    os.dup2(descriptor, 2)
-    sys.argv = ["train.py", *arguments]
-    if kill_at:
-        _kill_before_change(kill_at)
-    from ghn_jax.runtime import commands
-
-    loop = importlib.import_module(preloaded)
-    commands.run(loop.TrainOptions, loop.train)
-
-
-def _kill_before_change(number: int) -> None:
-    changes = 0
-
-    def counted(change: Callable) -> Callable:
-        def call(*args: Any, **kwargs: Any) -> Any:
-            nonlocal changes
-            changes += 1
-            if changes == number:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return change(*args, **kwargs)
-
-        return call
-
-    for module, name in CHANGES:
-        setattr(module, name, counted(getattr(module, name)))
-
-
-def metrics(workdir: pathlib.Path) -> list[dict[str, Any]]:
-    """What two runs must agree in."""
-    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    return [{name: line[name] for name in COMPARED if name in line} for line in lines]
+    networks: Literal["published", "small", "made_up"] = "published"
+    """What runs train: networks as published, small ones, or none, which costs least and is all that saves need."""
 
 
 # -- faults: each yields lines (kind, detail, outcome), outcome "same", "refused" or what went wrong ----------------
@@ -165,9 +77,9 @@ class Bench:
     expected: list[dict[str, Any]]
     seconds: float
 
-    def finish(self, workdir: pathlib.Path) -> str:
+    def finish(self, workdir: pathlib.Path, *more: str) -> str:
         """Starts the same command until the end; the outcome."""
-        run = self.runs.start(workdir)
+        run = self.runs.start(workdir, *more)
         code = run.end()
         if "Traceback" in run.printed():
             return f"traceback: {run.printed()[-300:]}"
@@ -176,7 +88,12 @@ class Bench:
         return "same" if metrics(workdir) == self.expected else "other metrics"
 
     def interrupted(
-        self, name: str, count: int, start: Callable[[pathlib.Path], tuple[Run, str]], code: int
+        self,
+        name: str,
+        count: int,
+        start: Callable[[pathlib.Path], tuple[Run, str]],
+        code: int = -signal.SIGKILL,
+        more: tuple[str, ...] = (),
     ) -> Iterator[Line]:
         """Interrupts runs by `start`, which must end with `code`, each again and again until it is done."""
         done = number = 0
@@ -198,7 +115,7 @@ class Bench:
                     break
                 else:
                     outcome = f"exit code {ended}: {run.printed()[-300:]}"
-            outcome = self.finish(workdir) if outcome == "same" else outcome
+            outcome = self.finish(workdir, *more) if outcome == "same" else outcome
             done += outcome != "same"
             for detail in details or ["none"] * (outcome != "same"):
                 yield name, detail, outcome
@@ -209,13 +126,13 @@ class Bench:
         """-9 after a time, most often within a start and the first steps after it."""
 
         def start(workdir: pathlib.Path) -> tuple[Run, str]:
-            moment = self.random.uniform(0, self.seconds / 3)
+            moment = self.random.uniform(0, self.seconds / 6)
             run = self.runs.start(workdir)
             time.sleep(moment)
             run.signal(signal.SIGKILL)
             return run, f"{moment:.2f} s"
 
-        return self.interrupted("kill", count, start, -signal.SIGKILL)
+        return self.interrupted("kill", count, start)
 
     def kills_in_saves(self, count: int) -> Iterator[Line]:
         """-9 before a change on the disk."""
@@ -224,14 +141,50 @@ class Bench:
             change = self.random.randint(1, 120)
             return self.runs.start(workdir, kill_at=change), f"change {change}"
 
-        return self.interrupted("kill in save", count, start, -signal.SIGKILL)
+        return self.interrupted("kill in save", count, start)
+
+    def kills_in_compilation(self, count: int) -> Iterator[Line]:
+        """-9 while programs are compiled; what was kept of them so far is there at the next start."""
+        shutil.rmtree(self.folder / "programs", ignore_errors=True)
+        cache = f"--compilation_cache={self.folder / 'programs'}"
+
+        def start(workdir: pathlib.Path) -> tuple[Run, str]:
+            moment = self.random.uniform(0, self.seconds)
+            run = self.runs.start(workdir, cache)
+            time.sleep(moment)
+            run.signal(signal.SIGKILL)
+            return run, f"{moment:.2f} s, {len(list((self.folder / 'programs').glob('*-cache')))} programs"
+
+        return self.interrupted("kill in compilation", count, start, more=(cache,))
+
+    def damaged_programs(self, count: int) -> Iterator[Line]:
+        """A tenth of all compiled programs is damaged: they are compiled again, once."""
+        programs = self.folder / "programs"
+        cache = f"--compilation_cache={programs}"
+        if not programs.exists():
+            self.finish(self.folder / "compiles", cache)
+        for _ in range(count):
+            workdir = self.folder / "recompiles"
+            files = self.random.sample(found := sorted(programs.glob("*-cache")), len(found) // 10 + 1)
+            for path in files:
+                damage(path, self.random)
+            shutil.rmtree(workdir, ignore_errors=True)
+            outcome = self.finish(workdir, cache)
+            again = self.runs.start(workdir, cache)
+            replaced = again.end() == 0 and "damaged" not in again.printed()
+            replaced &= all(path.exists() for path in files)
+            yield (
+                "damaged programs",
+                f"{len(files)} of {len(found)}",
+                outcome if replaced else "not replaced",
+            )
 
     def sigterms(self, count: int) -> Iterator[Line]:
         """SIGTERM: the step is saved, so no step is taken twice."""
 
         def start(workdir: pathlib.Path) -> tuple[Run, str]:
             run = self.runs.start(workdir)
-            time.sleep(self.random.uniform(0, self.seconds / 3))
+            time.sleep(self.random.uniform(0, self.seconds / 6))
             run.signal(signal.SIGTERM)
             run.process.join()
             line = next(
@@ -272,15 +225,15 @@ class Bench:
             yield "full disk", f"{size} KiB, exit code {code}", outcome
 
     def damages(self, count: int) -> Iterator[Line]:
-        """A file of half a run is garbled, cut or removed."""
-        half = self.folder / "half"
-        if not half.exists():
-            self.runs.start(half, f"--steps={max(line['step'] for line in self.expected) // 2}").end()
-        files = sorted(path.relative_to(half) for path in half.rglob("*") if path.is_file())
+        """A file of a run that is not done is garbled, cut or removed."""
+        begun = self.folder / "begun"
+        if not begun.exists():
+            self.runs.start(begun, f"--steps={max(line['step'] for line in self.expected) * 4 // 5}").end()
+        files = sorted(path.relative_to(begun) for path in begun.rglob("*") if path.is_file())
         for number in range(count):
             workdir = self.folder / "damaged"
             shutil.rmtree(workdir, ignore_errors=True)
-            shutil.copytree(half, workdir)
+            shutil.copytree(begun, workdir)
             path = workdir / files[number % len(files)]
             how = damage(path, self.random)
             run = self.runs.start(workdir)
@@ -351,6 +304,8 @@ def inject(options: Options, runs: Runs) -> collections.Counter[tuple[str, str]]
         "full disk": (bench.fills, options.fills),
         "damaged file": (bench.damages, options.damages),
         "two at once": (bench.pairs, options.pairs),
+        "kill in compilation": (bench.kills_in_compilation, options.kills_in_compilation),
+        "damaged programs": (bench.damaged_programs, options.damaged_programs),
     }
     with results.open("a") as file:
         for name, (fault, count) in kinds.items():
@@ -360,13 +315,13 @@ def inject(options: Options, runs: Runs) -> collections.Counter[tuple[str, str]]
                 counts[kind, outcome] += 1
                 file.write(json.dumps({"kind": kind, "detail": detail, "outcome": outcome}) + "\n")
                 file.flush()
-                print(f"{kind:>14}  {outcome:<10}  {detail}", flush=True)
+                print(f"{kind:>19}  {outcome:<10}  {detail}", flush=True)
     return counts
 
 
 def main(options: Options) -> None:
     """Injects the faults and prints the counts."""
-    runs = Runs((*OPTIONS, f"--steps={options.steps}", f"--val_archs={options.val_archs}"))
+    runs = Runs((*OPTIONS, f"--steps={options.steps}", f"--val_archs={options.val_archs}"), options.networks)
     for (kind, outcome), number in sorted(inject(options, runs).items()):
         print(f"{kind}: {outcome} {number}")
 

@@ -73,7 +73,9 @@ def overview() -> str:
     import jax
 
     from ghn_jax import pretrained
+    from ghn_jax.runtime import devices as usable
 
+    usable.check()
     libraries = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("jax", "flax", "numpy"))
     devices = jax.devices()
     lines = [
@@ -91,4 +93,5 @@ def overview() -> str:
 
 
 if __name__ == "__main__":
-    print(overview())
+    with commands.errors_as_lines():
+        print(overview())

@@ -31,6 +31,14 @@ class WarmUp:
         self._images, self._devices, self._dtype = images, devices, dtype
         self._seen: set[Signature] = set()
         self._pool = concurrent.futures.ThreadPoolExecutor(os.cpu_count())
+        self._jobs: list[tuple[Block, concurrent.futures.Future[None]]] = []
+
+    @property
+    def compiling(self) -> str:
+        """How many blocks are left of the networks given last, and which kind is next; empty if none are."""
+        jobs = self._jobs
+        left = [type(block).__name__ for block, job in jobs if not job.done()]
+        return f"blocks, {len(left)} of {len(jobs)} left ({left[0]})" if left else ""
 
     def __call__(self, programs: Iterable[Program]) -> None:
         """Returns when everything new is compiled, forward and backward."""
@@ -40,12 +48,12 @@ class WarmUp:
                 if signature not in self._seen:
                     self._seen.add(signature)
                     new.append(signature)
-        jobs = [
-            self._pool.submit(_compile, signature, device, self._dtype)
+        self._jobs = [
+            (signature[0], self._pool.submit(_compile, signature, device, self._dtype))
             for signature in new
             for device in self._devices
         ]
-        for job in jobs:
+        for _, job in self._jobs:
             job.result()
 
 

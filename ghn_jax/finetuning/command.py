@@ -13,7 +13,7 @@ from ghn_jax.finetuning.image_sets import FromDataset
 from ghn_jax.finetuning.options import FinetuneOptions
 from ghn_jax.images.loading import load
 from ghn_jax.images.shots import few_shots
-from ghn_jax.runtime import compilation
+from ghn_jax.runtime import compilation, devices
 from ghn_jax.runtime.errors import unknown_name
 from ghn_jax.targets import NAMES, target, variant
 from ghn_jax.targets.importing import import_model
@@ -25,6 +25,7 @@ def run(options: FinetuneOptions) -> None:
     Raises ValueError for options that do not fit each other, the model or the data, and NonFiniteLoss.
     """
     options.check()
+    devices.check()
     compilation.use_persistent_cache(options.compilation_cache)
     dataset = load(options.dataset, options.data_dir, options.image_size)
     workdir = options.workdir or _default_workdir(options)

@@ -141,8 +141,14 @@ def _tfds_directory(name: str, data_dir: Path | str | None) -> Path:
         raise ValueError(
             f"`data_dir` (={str(data_dir)!r}) lacks {path} (it holds {', '.join(there) or 'nothing'}): {remedy}"
         )
-    versions = [p.name for p in home.iterdir() if re.fullmatch(r"\d+\.\d+\.\d+", p.name)]
+    versions = _versions(home)
     versions.sort(key=lambda text: tuple(map(int, text.split("."))))
+    configurations = _configurations(home)
+    if configurations and not versions:
+        raise ValueError(
+            f"`dataset` (=tfds:{name}) has several configurations: give one, as "
+            f"{' or '.join(f'tfds:{path}/{each}' for each in configurations[:3])}"
+        )
     if not versions or (version and version not in versions):
         raise ValueError(
             f"{home} lacks version {version or 'N.N.N'} (it holds {', '.join(versions) or 'none'}): {remedy}"
@@ -151,6 +157,15 @@ def _tfds_directory(name: str, data_dir: Path | str | None) -> Path:
     if not (directory / "dataset_info.json").is_file():
         raise ValueError(f"{directory} lacks dataset_info.json: it is incomplete, {remedy}")
     return directory
+
+
+def _versions(home: Path) -> list[str]:
+    return [p.name for p in home.iterdir() if re.fullmatch(r"\d+\.\d+\.\d+", p.name)]
+
+
+def _configurations(home: Path) -> list[str]:
+    """Names of the folders of a data set that have versions in them."""
+    return sorted(p.name for p in home.iterdir() if p.is_dir() and _versions(p))
 
 
 def _image_and_label(directory: Path, info: Any, tfds: Any) -> tuple[str, str]:

@@ -15,7 +15,7 @@ import pathlib
 import numpy as np
 
 from ghn_jax import pretrained
-from ghn_jax.runtime import commands
+from ghn_jax.runtime import commands, devices
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -67,8 +67,10 @@ def main() -> None:
                 for name, description in pretrained.list_ghns().items():
                     print(f"{name:<14} {description}")
             case "show":
+                devices.check()
                 _show(options.source)
             case "convert":
+                devices.check()
                 _convert(options.source, options.out, options.dtype)
 
 

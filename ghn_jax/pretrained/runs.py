@@ -93,10 +93,13 @@ def verify(folder: pathlib.Path) -> None:
 def read_meta(folder: pathlib.Path) -> dict[str, Any]:
     """The best step, `best`, and what was saved beside the state, `meta`."""
     try:
-        return json.loads((folder / META).read_bytes())
+        record = json.loads((folder / META).read_bytes())
     except (FileNotFoundError, ValueError):
+        record = None
+    if not isinstance(record, dict) or not {"best", "meta"} <= set(record):
         verify(folder)  # says what is wrong
-        raise
+        raise DamagedCheckpoint(f"{folder / META} is of something else: remove that folder")
+    return record
 
 
 def read_state(folder: pathlib.Path) -> dict[str, Any]:

@@ -4,30 +4,42 @@ import os
 import pathlib
 import tempfile
 import warnings
+import zlib
 
 import jax
 
+try:
+    from compression.zstd import ZstdError, decompress  # pyright: ignore[reportMissingImports]
+except ImportError:  # jax takes zlib too, where Python has no other
+    ZstdError, decompress = zlib.error, zlib.decompress
+
 _COMPILE = "/jax/core/compile/backend_compile_duration"
 _CACHE_HIT = "/jax/compilation_cache/cache_hits"
+
+_ENTRY = "-cache"
+"""How jax ends the names of the files that it keeps programs in."""
+
+_COARSEST_CLOCK = 2.0
+"""Seconds to which a file system may round times."""
 
 
 class CompilationCounter:
     """Counts what XLA compiles while it is registered.
 
     Attributes:
-      count: programs compiled, those found in the persistent cache not counted.
+      programs: compiled, or loaded from the persistent cache.
       cached: programs loaded from the persistent cache.
       seconds: time spent on both.
     """
 
     def __init__(self) -> None:
-        self._programs = self.cached = 0
+        self.programs = self.cached = 0
         self.seconds = 0.0
 
     @property
     def count(self) -> int:
-        """Programs compiled so far."""
-        return self._programs - self.cached
+        """Programs compiled, those found in the persistent cache not counted."""
+        return self.programs - self.cached
 
     def register(self) -> None:
         """Starts counting, until the process ends."""
@@ -36,7 +48,7 @@ class CompilationCounter:
 
     def _on_duration(self, event: str, duration_secs: float, **_: str | int) -> None:
         if event == _COMPILE:
-            self._programs += 1
+            self.programs += 1
             self.seconds += duration_secs
 
     def _on_event(self, event: str, **_: str | int) -> None:
@@ -52,7 +64,9 @@ def default_cache_dir() -> pathlib.Path:
 def use_persistent_cache(directory: pathlib.Path | None = None) -> None:
     """Keeps every compiled program on disk, for later runs of any command, wherever the directory is moved.
 
-    Warns, once, of a directory that cannot be written; programs are then kept in memory alone.
+    Programs that were cut, as by a kill, or garbled are removed, so that they are compiled and kept again.
+
+    Warns, once, of these, and of a directory that cannot be written: programs are then kept in memory alone.
     """
     path = (directory or default_cache_dir()).expanduser()
     try:
@@ -66,8 +80,33 @@ def use_persistent_cache(directory: pathlib.Path | None = None) -> None:
             stacklevel=2,
         )
         return
+    removed = remove_damaged(path)
+    if removed:
+        warnings.warn(
+            f"{removed} compiled programs in {path} were damaged: they are compiled again", stacklevel=2
+        )
     jax.config.update("jax_compilation_cache_dir", str(path))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     # XLA's own caches have a path, which would be part of what a program is found by
     jax.config.update("jax_persistent_cache_enable_xla_caches", "none")
+
+
+def remove_damaged(directory: pathlib.Path) -> int:
+    """Removes compiled programs that cannot be read, of those that changed since the last call; says how many.
+
+    jax passes over such a file, with a warning at every start, and never replaces it.
+    """
+    stamp = directory / "checked"
+    since = stamp.stat().st_mtime - _COARSEST_CLOCK if stamp.exists() else 0.0
+    stamp.touch()
+    removed = 0
+    with os.scandir(directory) as entries:
+        changed = [e.path for e in entries if e.name.endswith(_ENTRY) and e.stat().st_ctime >= since]
+    for path in map(pathlib.Path, changed):
+        try:
+            decompress(path.read_bytes())
+        except (zlib.error, ZstdError):
+            path.unlink(missing_ok=True)
+            removed += 1
+    return removed

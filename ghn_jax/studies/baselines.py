@@ -21,7 +21,7 @@ from ghn_jax.images.resident import ImageDataset
 from ghn_jax.images.sources import StreamedDataset
 from ghn_jax.models.templates import deepnets_templates
 from ghn_jax.pretrained import TrainedGHN
-from ghn_jax.runtime import commands, compilation
+from ghn_jax.runtime import commands, compilation, devices
 from ghn_jax.studies.trained import train_network
 
 Dataset = ImageDataset | StreamedDataset
@@ -93,6 +93,7 @@ def baselines(options: BaselineOptions) -> None:
     """
     lanes.share_cores()
     recipe = options.recipe()
+    devices.check()
     compilation.use_persistent_cache(options.compilation_cache)
     sampling.sample(options.split, 0)  # raises for an unknown split
     size = sampling.SPLITS[options.split].size

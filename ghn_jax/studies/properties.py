@@ -22,7 +22,7 @@ from ghn_jax.deepnets.image_sizes import CIFAR_SIZE, IMAGENET_SIZE
 from ghn_jax.deepnets.lowering import lower
 from ghn_jax.deepnets.stored import open_split
 from ghn_jax.pretrained import TrainedGHN
-from ghn_jax.runtime import commands
+from ghn_jax.runtime import commands, devices
 from ghn_jax.runtime.extras import extra
 from ghn_jax.studies.embeddings import graph_embeddings
 from ghn_jax.studies.rank import Tau, kendall
@@ -219,6 +219,7 @@ def _official(options: PropertyOptions, results: dict[str, Any], split: str) -> 
 
 
 def _main(options: PropertyOptions) -> None:
+    devices.check()
     properties(options)
 
 

@@ -16,7 +16,7 @@ from ghn_jax.deepnets import sampling
 from ghn_jax.evaluation import results
 from ghn_jax.executor import lanes
 from ghn_jax.images.loading import load
-from ghn_jax.runtime import commands, compilation
+from ghn_jax.runtime import commands, compilation, devices
 from ghn_jax.runtime.extras import extra
 from ghn_jax.studies.baselines import (
     Record,
@@ -62,6 +62,7 @@ def search(options: SearchOptions) -> None:
         )
     if options.val_batches < 1:
         raise ValueError(f"`val_batches` (={options.val_batches}) must be at least 1")
+    devices.check()
     compilation.use_persistent_cache(options.compilation_cache)
     path = options.results or default_path(options, "search")
     predicted = rank(options, path.with_name(path.stem + "-ranking.jsonl"))

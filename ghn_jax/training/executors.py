@@ -44,6 +44,11 @@ class Setting(NamedTuple):
 class Executor(Protocol):
     """Takes meta-training steps."""
 
+    @property
+    def compiling(self) -> str:
+        """What of the meta-batch being prepared is still to be compiled, in words; empty if nothing is."""
+        ...
+
     def prepare(self, drawn: MetaBatch) -> Any:
         """A meta-batch as this process' devices take it; called in the background. Raises ValueError."""
         ...
@@ -78,6 +83,10 @@ class _Blocks:
         self._setting = setting
         self._warm_up = WarmUp(setting.images, jax.local_devices(), setting.precision)
 
+    @property
+    def compiling(self) -> str:
+        return self._warm_up.compiling
+
     def prepare(self, drawn: MetaBatch) -> prepare.PreparedBatch:
         self._warm_up(network.program for network in drawn.networks)
         config, templates = self._setting.config, self._setting.templates
@@ -91,6 +100,8 @@ class _Blocks:
 
 
 class _Fused:
+    compiling = ""  # programs are compiled when a step first needs them
+
     def __init__(self, setting: Setting):
         self._setting = setting
         devices = jax.devices()

@@ -14,7 +14,6 @@ from ghn_jax.deepnets.stored import open_split
 from ghn_jax.evaluation.accuracy import BATCH_SIZE, NotFinite, network_accuracy, predict_flat
 from ghn_jax.executor import lanes
 from ghn_jax.images.damage import DamageList
-from ghn_jax.images.identity import Identity
 from ghn_jax.images.loading import load
 from ghn_jax.images.resident import ImageDataset
 from ghn_jax.images.sources import StreamedDataset
@@ -24,7 +23,8 @@ from ghn_jax.pretrained import TrainedGHN
 from ghn_jax.pretrained import load as load_ghn
 from ghn_jax.runtime import compilation, devices, memory, signals
 from ghn_jax.runtime.errors import LARGEST
-from ghn_jax.training import executors, feed, meta, prepare, processes
+from ghn_jax.runtime.status import Status
+from ghn_jax.training import executors, feed, meta, prepare, processes, same_run
 from ghn_jax.training.checkpoint import RunCheckpoints
 from ghn_jax.training.options import TrainOptions
 from ghn_jax.training.pmapped import replicate, unreplicate
@@ -53,7 +53,9 @@ def train(options: TrainOptions) -> None:
     with members, contextlib.ExitStack() as owned:
         devices.check()
         compilation.use_persistent_cache(options.compilation_cache)
-        _train(_plan(options), owned)
+        shown = owned.enter_context(Status(quiet=jax.process_index() > 0))
+        shown.doing(f"loading {options.dataset}")
+        _train(_plan(options), owned, shown)
 
 
 class _Plan(NamedTuple):
@@ -88,7 +90,7 @@ def _plan(options: TrainOptions) -> _Plan:
     init = None
     if options.init is not None and RunCheckpoints(options.workdir).latest_step() is None:
         init = load_ghn(options.init)
-        changes = _ghn_changes(dataclasses.asdict(init.config), ghn_config)
+        changes = same_run.ghn_changes(dataclasses.asdict(init.config), ghn_config)
         if changes:
             raise ValueError(
                 f"`init` (={options.init!r}) is another GHN than --preset={options.preset} on {options.dataset} takes "
@@ -97,21 +99,16 @@ def _plan(options: TrainOptions) -> _Plan:
     return _Plan(fitted, dataset, ghn_config, horizon, last_step, unvalidated, init)
 
 
-def _train(plan: _Plan, owned: contextlib.ExitStack) -> None:
+def _train(plan: _Plan, owned: contextlib.ExitStack, shown: Status) -> None:
     options, dataset, ghn_config, horizon, last_step, unvalidated, init = plan
     assert options.workdir and options.meta_batch_size and options.batch_size and options.clip
-    counter = compilation.CompilationCounter()
-    counter.register()
-    leads = jax.process_index() == 0
-
-    def say(text: str) -> None:
-        if leads:
-            print(text, flush=True)
+    leads, say, counter = jax.process_index() == 0, shown.say, shown.counter
 
     # -- model -----------------------------------------------------------------------------------------------
     templates = deepnets_templates(ghn_config, dataset.image_size)
     recipe = options.full_recipe()
-    optimizer = recipe.make_optimizer(last_step if recipe.schedule == "cosine" else horizon)
+    schedule_steps = last_step if recipe.schedule == "cosine" else horizon
+    optimizer = recipe.make_optimizer(schedule_steps)
     stored = None
     if options.deepnets_dir is not None:
         stored = open_split(options.deepnets_dir, "train", dataset.image_size)
@@ -121,6 +118,7 @@ def _train(plan: _Plan, owned: contextlib.ExitStack) -> None:
         ghn_config, templates, ghn_step, size, options.label_smoothing or 0.0, options.precision
     )
     executor = executors.make_executor(options.executor, setting, options.batch_size)
+    shown.doing("making the weights of the GHN")
     init_key, image_key, dropout_key = jax.random.split(jax.random.key(options.seed), 3)
     state = meta.init_state(ghn_config, optimizer, init_key, recipe, init and init.params)
 
@@ -128,6 +126,7 @@ def _train(plan: _Plan, owned: contextlib.ExitStack) -> None:
     if leads:
         owned.enter_context(locked(options.workdir))
     checkpoints = RunCheckpoints(options.workdir)
+    shown.doing("reading checkpoints")
     for remark in checkpoints.heal() if leads else ():
         say(f"note: {remark}")
     processes.wait_for_others("healed")
@@ -136,7 +135,8 @@ def _train(plan: _Plan, owned: contextlib.ExitStack) -> None:
     fresh = checkpoints.latest_step() is None
     if not fresh:
         saved = checkpoints.meta()
-        _check_same_run(options, ghn_config, dataset.identity, saved)
+        for remark in same_run.check(options, ghn_config, dataset.identity, schedule_steps, saved):
+            say(f"note: {remark}")
         state, progress, mark = checkpoints.restore(state), progress | saved["progress"], saved["metrics"]
         history = saved["info"].get("before")
         if options.change_options:  # perhaps those of the images
@@ -173,6 +173,7 @@ def _train(plan: _Plan, owned: contextlib.ExitStack) -> None:
         info |= {"before": history} if history else {}
         best = False
         if validate:
+            shown.doing(f"validating after step {step}")
             try:
                 val_top1 = _validate(ghn_config, single.best_params, dataset, options)
             except NotFinite as error:  # written as null, and never the best
@@ -183,12 +184,14 @@ def _train(plan: _Plan, owned: contextlib.ExitStack) -> None:
             metrics.write(step=step, val_top1=info["val_top1"])
             best = info["val_top1"] > progress["best_top1"]
             progress["best_top1"] = info["val_top1"] if best else progress["best_top1"]
+            shown.doing(step_and_rest)
         if leads:
             meta_data = {
                 "options": options.identity(),
                 "config": dataclasses.asdict(ghn_config),
                 "info": info,
                 "data": dataset.identity.to_dict(),
+                "schedule_steps": schedule_steps,
             }
             meta_data |= {"progress": progress, "metrics": metrics.mark()}
             checkpoints.save(single, meta_data, best)
@@ -213,7 +216,12 @@ def _train(plan: _Plan, owned: contextlib.ExitStack) -> None:
         say(
             f"note: checkpoints are not validated, which takes {BATCH_SIZE} held-out images of {len(dataset.val)}"
         )
-    clock = Clock(first_step, last_step)
+    clock, programs = Clock(first_step, last_step), counter.programs
+
+    def step_and_rest() -> str:
+        return clock.describe(executor.compiling)
+
+    shown.doing(step_and_rest)
     freed_memory = memory.FreedMemory()
     with (
         contextlib.closing(metrics),
@@ -229,6 +237,7 @@ def _train(plan: _Plan, owned: contextlib.ExitStack) -> None:
             progress["to_validate"] = False
             save(validate=True)
         for step, batch in enumerate(batches, start=first_step):
+            clock.begin()
             x, y = (part.reshape(groups, -1, *part.shape[1:]) for part in next_images(step))
             try:
                 key = jax.random.fold_in(dropout_key, step)
@@ -239,7 +248,8 @@ def _train(plan: _Plan, owned: contextlib.ExitStack) -> None:
                     f"{error} (architecture {index} of the split train, step {step + 1})"
                 ) from error
             loss, accuracy, norm = (float(value[0]) for value in measured)
-            clock.tick(step + 1)
+            clock.tick(step + 1, compiled=counter.programs > programs)
+            programs = counter.programs
             freed_memory.release_if_grown()
             metrics.write(
                 step=step + 1,
@@ -287,44 +297,6 @@ def _train(plan: _Plan, owned: contextlib.ExitStack) -> None:
         f"next: python evaluate.py --ckpt={options.workdir}{images} --num_archs=20  # on unseen architectures"
     )
     say(f"      ghn_jax.predict_parameters(model, images, {str(options.workdir)!r})  # for a model of yours")
-
-
-def _check_same_run(
-    options: TrainOptions, ghn_config: config.GHNConfig, data: Identity, saved: dict[str, Any]
-) -> None:
-    """Raises ValueError unless the checkpoint is of this run, or of one that it may go on from."""
-    where = f"`workdir` (={str(options.workdir)!r}) holds a run"
-    now = options.identity()
-    size_before = 32 if saved["config"]["max_kernel"] == 11 else 224
-    first = {
-        "recipe": "published",
-        "draw": "published",
-        "image_size": size_before,
-    }  # before they were options
-    saved_options = first | saved["options"]
-    before = {name: saved_options.get(name, getattr(TrainOptions, name)) for name in now}  # may be new
-    differences = [f"--{k} was {before[k]}, is {v}" for k, v in now.items() if before[k] != v]
-    changes = _ghn_changes(saved["config"], ghn_config)
-    changed_data = data.changes(saved["data"])
-    if changes:
-        raise ValueError(
-            f"{where} of another GHN ({'; '.join(changes + changed_data)}): give another --workdir"
-        )
-    if differences and not options.change_options:
-        raise ValueError(
-            f"{where} with other options ({'; '.join(differences)}): "
-            "use those, another --workdir, or --change_options=True"
-        )
-    if changed_data and not options.change_options:
-        raise ValueError(
-            f"{where} on other images ({'; '.join(changed_data)}): give those, another --workdir, or "
-            "--change_options=True"
-        )
-
-
-def _ghn_changes(before: dict[str, Any], now: config.GHNConfig) -> list[str]:
-    """How a configuration differs from one that was saved; what is new since then counts as the same."""
-    return [f"{k} was {before[k]}, is {v}" for k, v in vars(now).items() if before.get(k, v) != v]
 
 
 def _before(checkpoints: RunCheckpoints, last_good_step: int, leads: bool) -> str:

@@ -1,5 +1,7 @@
 """Compiling blocks ahead of the networks."""
 
+import concurrent.futures
+
 import jax
 import jax.numpy as jnp
 
@@ -27,3 +29,15 @@ def test_what_is_compiled_ahead_is_what_a_step_runs():
     run.loss_and_gradient(NETWORK.program, flat, images, labels)
     assert compiled > 0
     assert run._compiled.cache_info().misses == compiled
+
+
+def test_what_is_left_is_told():
+    warm_up = WarmUp(IMAGES, jax.local_devices())
+    jobs = [concurrent.futures.Future() for _ in NETWORK.program]
+    warm_up._jobs = [(instruction.block, job) for instruction, job in zip(NETWORK.program, jobs, strict=True)]
+    jobs[0].set_result(None)
+    next_kind = type(NETWORK.program[1].block).__name__
+    assert warm_up.compiling == f"blocks, {len(jobs) - 1} of {len(jobs)} left ({next_kind})"
+    for job in jobs[1:]:
+        job.set_result(None)
+    assert warm_up.compiling == ""

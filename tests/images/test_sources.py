@@ -68,7 +68,7 @@ def test_held_out_images_of_imagenet_in_a_folder_are_the_published_ones():
     [
         ("imagenet", None, r"`data_dir` \(=None\) must name a TFDS directory"),
         ("imagenet", "none", r"`data_dir` .*none.* lacks imagenet2012 \(it holds nothing\)"),
-        ("imagenet", "elsewhere", r"lacks imagenet2012 \(it holds cifar10, mixed\)"),
+        ("imagenet", "elsewhere", r"lacks imagenet2012 \(it holds cifar10, mixed, pets\)"),
         ("imagenet", "old", r"lacks version 5\.1\.0 \(it holds 5\.0\.0\)"),
         ("imagenet", "good/imagenet2012", r"lacks imagenet2012 .* give the directory above, '.*good'"),
         ("imagenet", "good/imagenet2012/5.1.0", r"give the directory above, '.*good'"),
@@ -89,6 +89,12 @@ def test_held_out_images_of_imagenet_in_a_folder_are_the_published_ones():
         ("folder:{}/folder_other", None, r"val has 1 classes that train lacks, as 'dog'"),
         ("imagnet", None, r"`dataset` \(='imagnet'\) is unknown: valid are imagenet, tfds:NAME, folder:PATH"),
         ("tfds:", None, r"is unknown"),
+        (
+            "tfds:pets",
+            "elsewhere",
+            r"several configurations: give one, as tfds:pets/large or tfds:pets/small",
+        ),
+        ("tfds:pets/large:2.0.0", "elsewhere", r"lacks version 2\.0\.0 \(it holds 1\.0\.0\)"),
     ],
 )
 def test_bad_data_is_one_clear_error(wrong_data, name, data_dir, message):
@@ -103,6 +109,8 @@ def wrong_data(tmp_path_factory) -> Path:
     write_tfds(root / "good", images, 20)
     write_tfds(root / "elsewhere", images, 20, name="cifar10/3.0.2")
     write_tfds(root / "elsewhere", images, 20, name="mixed/1.0.0", stored_name="cifar10/3.0.2")
+    for configuration in ("small", "large"):
+        (root / "elsewhere/pets" / configuration / "1.0.0").mkdir(parents=True)
     write_tfds(root / "old", images, 20, name="imagenet2012/5.0.0")
     write_tfds(root / "tfrecord", images, 20, file_format="tfrecord")
     directory = write_tfds(root / "incomplete", images, 20)

@@ -2,7 +2,11 @@
 
 import json
 import multiprocessing
+import os
 import shutil
+import subprocess
+import sys
+import time
 from collections import Counter, namedtuple
 from collections.abc import Iterator
 from itertools import islice
@@ -18,7 +22,7 @@ from ghn_jax.images.sources import open_dataset
 
 
 @pytest.fixture(scope="module")
-def dataset(tmp_path_factory) -> sources.StreamedDataset:
+def data_dir(tmp_path_factory) -> Path:
     """30 training images, each its own class; some of them not plain JPEG, three of them damaged."""
     replaced = {
         "i2": encoded(picture(2, 40, 48).convert("CMYK")),
@@ -30,6 +34,11 @@ def dataset(tmp_path_factory) -> sources.StreamedDataset:
     data_dir = tmp_path_factory.mktemp("stream")
     images = {"train": numbered(30, **replaced), "validation": numbered(11, i4=b""), "test": numbered(5)}
     write_tfds(data_dir, images, num_classes=30, name="thirty/1.0.0")
+    return data_dir
+
+
+@pytest.fixture(scope="module")
+def dataset(data_dir) -> sources.StreamedDataset:
     return open_dataset("tfds:thirty", data_dir, image_size=16)
 
 
@@ -116,6 +125,40 @@ def test_workers_make_the_same_batches(dataset):
         take(worked, 20)
     worked.close()
     assert not multiprocessing.active_children()
+
+
+WORKING = """
+import multiprocessing, os, sys, time
+from ghn_jax.images import sources, stream
+if __name__ == "__main__":
+    dataset = sources.open_dataset("tfds:thirty", sys.argv[1], image_size=16)
+    images = stream.TrainStream(dataset, 6, seed=0, num_workers=2)
+    next(images)
+    print(*(child.pid for child in multiprocessing.active_children()), flush=True)
+    time.sleep(600)
+"""
+
+
+def shared_memory() -> set[Path]:
+    return set(Path("/dev/shm").glob("psm_*"))
+
+
+def test_workers_and_shared_memory_end_with_a_killed_parent(data_dir, tmp_path):
+    program, before = tmp_path / "working.py", shared_memory()
+    program.write_text(WORKING)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, program, data_dir]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as parent:
+        assert parent.stdout
+        workers = [Path("/proc", pid) for pid in parent.stdout.readline().split()]
+        left = {*workers, *(shared_memory() - before)}
+        parent.kill()
+    assert len(workers) == 2 < len(left)
+    for _ in range(600):
+        if not any(path.exists() for path in left):
+            return
+        time.sleep(0.1)
+    raise AssertionError(left)
 
 
 def test_evaluation_sees_every_image_once(dataset):

@@ -10,9 +10,9 @@ import subprocess
 import sys
 
 import pytest
-import tiny_run
 
 from benchmarks import faults
+from benchmarks import made_up_run as tiny_run
 from ghn_jax.images.resident import ImageDataset
 from ghn_jax.runtime import signals
 from ghn_jax.training import checkpoint, loop
@@ -24,7 +24,7 @@ STEPS = 4
 
 @pytest.fixture(scope="module")
 def runs() -> faults.Runs:
-    return faults.Runs((*faults.OPTIONS, f"--steps={STEPS}", "--val_archs=1"), "tiny_run")
+    return faults.Runs((*faults.OPTIONS, f"--steps={STEPS}", "--val_archs=1"), "made_up")
 
 
 def test_the_same_metrics_after_faults_of_every_kind(runs: faults.Runs, tmp_path: pathlib.Path):
@@ -67,7 +67,7 @@ def test_a_second_signal_ends_at_once():
 
 def options(workdir: pathlib.Path, **more) -> TrainOptions:
     every_step = TrainOptions(meta_batch_size=1, batch_size=16, steps=4, checkpoint_every=1, val_archs=1)
-    return dataclasses.replace(every_step, workdir=workdir, **more)
+    return dataclasses.replace(every_step, recipe="published", workdir=workdir, **more)
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""A training run whose networks are made up, to test what is around them in little time.
+"""A training run whose networks are made up, to see what is around them in little time.
 
 Everything but the meta-step and validation is the real thing.
 """
