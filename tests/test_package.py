@@ -30,7 +30,7 @@ DATASET_LIBRARIES = [
     "simplejpeg",
     "sklearn",
 ]
-DATASET_LIBRARIES += ["tensorflow_datasets", "tyro"]
+DATASET_LIBRARIES += ["tensorboardX", "tensorflow_datasets", "tyro"]
 """Libraries of the extras that predicting does without; flax itself brings optax and orbax."""
 
 MODULE = {"scikit-learn": "sklearn", "pillow": "PIL", "absl-py": "absl", "orbax-checkpoint": "orbax"}

@@ -1,4 +1,7 @@
-"""Draws a training run, and the evaluations of its weights: `python -m ghn_jax.plots runs/ghn2-digits`."""
+"""Draws a training run, and the evaluations of its weights: `python -m ghn_jax.plots runs/ghn2-digits`.
+
+With `--tensorboard=DIR` also writes its metrics there, for `tensorboard --logdir=DIR`.
+"""
 
 import dataclasses
 import pathlib
@@ -28,6 +31,8 @@ class PlotOptions:
     """Directory to write to [that of the run]."""
     format: Literal["png", "svg", "pdf"] = "png"
     """Kind of the files."""
+    tensorboard: pathlib.Path | None = None
+    """Directory for the metrics as TensorBoard events, which replace those of an earlier call [none are written]."""
 
 
 def plot(options: PlotOptions) -> None:
@@ -42,6 +47,11 @@ def plot(options: PlotOptions) -> None:
         path = output / f"{name}.{options.format}"
         figure.savefig(path, dpi=150)
         print(path)
+    if options.tensorboard is not None:
+        with extra("plots"):
+            from ghn_jax.plots.events import write_events
+        write_events(options.run / "metrics.jsonl", options.tensorboard)
+        print(f"{options.tensorboard}: tensorboard --logdir={options.tensorboard} shows it")
 
 
 if __name__ == "__main__":

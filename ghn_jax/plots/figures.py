@@ -1,6 +1,5 @@
 """Figures of a training run and of evaluations, from the JSON lines that these write."""
 
-import json
 import math
 import pathlib
 from collections.abc import Sequence
@@ -10,14 +9,13 @@ import numpy as np
 from jaxtyping import Float
 
 from ghn_jax.evaluation.accuracy import summarize
+from ghn_jax.plots import records
+from ghn_jax.plots.records import Series, series
 from ghn_jax.runtime.extras import extra
 
 with extra("plots"):
     from matplotlib.axes import Axes  # pyright: ignore[reportMissingImports]
     from matplotlib.figure import Figure  # pyright: ignore[reportMissingImports]
-
-Series = tuple[Float[np.ndarray, " step"], Float[np.ndarray, " step"]]
-"""Steps, and a value at each."""
 
 _COLUMNS = 3
 """Histograms side by side."""
@@ -25,12 +23,12 @@ _COLUMNS = 3
 
 def training_figure(metrics: pathlib.Path) -> Figure:
     """Loss and top-1 accuracy by step, with their running medians, and the accuracy of each validation."""
-    records = _records(metrics, "run")
+    lines = records.read(metrics, "run")
     figure = Figure(figsize=(11, 4), layout="constrained")
     losses, accuracies = figure.subplots(1, 2)
-    _draw_steps(losses, series(records, "loss"), "loss")
-    _draw_steps(accuracies, series(records, "top1"), "top-1 accuracy on training images, %")
-    steps, validated = series(records, "val_top1")
+    _draw_steps(losses, series(lines, "loss"), "loss")
+    _draw_steps(accuracies, series(lines, "top1"), "top-1 accuracy on training images, %")
+    steps, validated = series(lines, "val_top1")
     if len(steps):
         accuracies.plot(steps, validated, "o-", color="tab:red", label="validation, unseen architectures")
         accuracies.legend()
@@ -45,20 +43,13 @@ def evaluation_figure(files: Sequence[pathlib.Path]) -> Figure:
     figure = Figure(figsize=(4 * columns, 3.2 * rows), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False, sharex=True).ravel()
     for file, axis in zip(files, axes, strict=False):
-        header, *networks = _records(file, "results")
+        header, *networks = records.read(file, "results")
         _draw_histogram(axis, header, networks)
     for axis in axes[len(files) :]:
         axis.set_visible(False)
     figure.supxlabel("top-1 accuracy, %")
     figure.supylabel("architectures")
     return figure
-
-
-def series(records: Sequence[dict[str, Any]], name: str) -> Series:
-    """The steps that have a finite value called `name`, and these values."""
-    found = [(r["step"], r[name]) for r in records if name in r and math.isfinite(r[name])]
-    steps, values = np.array(found, float).reshape(-1, 2).T
-    return steps, values
 
 
 def running_median(values: Float[np.ndarray, " step"], window: int) -> Float[np.ndarray, " step"]:
@@ -98,14 +89,3 @@ def _draw_histogram(axis: Axes, header: dict[str, Any], networks: Sequence[dict[
     )
     axis.set_title(f"{title}: {len(accuracies)} architectures")
     axis.legend(fontsize="small")
-
-
-def _records(path: pathlib.Path, argument: str) -> list[dict[str, Any]]:
-    """The whole lines of a JSON lines file; ValueError if there are none."""
-    try:
-        records = [json.loads(line) for line in path.read_text().split("\n")[:-1]]
-    except (OSError, ValueError) as error:
-        raise ValueError(f"`{argument}` (={str(path)!r}) cannot be read: {error}") from error
-    if not records:
-        raise ValueError(f"`{argument}` (={str(path)!r}) is empty: wait for the first step")
-    return records

@@ -1,5 +1,4 @@
 import json
-import math
 import pathlib
 import subprocess
 import sys
@@ -19,7 +18,7 @@ def write(path: pathlib.Path, records: list[dict[str, Any]]) -> pathlib.Path:
 
 
 METRICS = [{"step": step, "loss": 1 / step, "top1": 10.0 + step} for step in range(1, 41)]
-METRICS[4]["loss"] = math.nan
+METRICS[4]["loss"] = None  # was not finite
 METRICS.insert(20, {"step": 20, "val_top1": 17.5})
 
 HEADER = {"ckpt": "runs/ghn2-digits", "dataset": "digits", "split": "deep"}

@@ -1,0 +1,38 @@
+"""The JSON lines that runs and evaluations write."""
+
+import json
+import math
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+Series = tuple[Float[np.ndarray, " step"], Float[np.ndarray, " step"]]
+"""Steps, and a value at each."""
+
+
+def read(path: pathlib.Path, argument: str) -> list[dict[str, Any]]:
+    """The whole lines of a file; ValueError if there are none, or one is no JSON object."""
+    try:
+        records = [json.loads(line) for line in path.read_text().split("\n")[:-1]]
+    except (OSError, ValueError) as error:
+        raise ValueError(f"`{argument}` (={str(path)!r}) cannot be read: {error}") from error
+    if not records:
+        raise ValueError(f"`{argument}` (={str(path)!r}) is empty: wait for the first step")
+    if not all(isinstance(record, dict) for record in records):
+        raise ValueError(f"`{argument}` (={str(path)!r}) is of something else: its lines are no JSON objects")
+    return records
+
+
+def series(records: Sequence[dict[str, Any]], name: str) -> Series:
+    """The steps that have a finite value called `name`, and these values."""
+    found = [(record["step"], record[name]) for record in records if is_finite(record.get(name))]
+    steps, values = np.array(found, float).reshape(-1, 2).T
+    return steps, values
+
+
+def is_finite(value: Any) -> bool:
+    """Whether a value is a finite number; one that was not finite is null, which JSON has."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
