@@ -79,6 +79,8 @@ class GraphBuilder:
         self._contracted: set[int] = set()
         self.norms: list[Norm] = []
         self.met: set[Leaf] = set()
+        self.tokens: set[Leaf] = set()
+        """Parameters that stand, whole, beside activations, as class tokens do."""
 
     def node(self, primitive: str, sources: Iterable[int], shape: Shape | None = None) -> int:
         """Adds a node."""

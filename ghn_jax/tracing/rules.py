@@ -17,7 +17,7 @@ from ghn_jax.tracing.contraction import contracted, makes_truth, settled
 from ghn_jax.tracing.layers import layer, side_by_side
 from ghn_jax.tracing.statics import CASTS, ROOTS, shape_of, static
 from ghn_jax.tracing.values import Activation, Pool, Value, Weight
-from ghn_jax.tracing.views import Step, axis_places
+from ghn_jax.tracing.views import Step, axis_places, is_cut
 
 MARK = "ghn_jax."
 """Prefix of `jax.ad_checkpoint.checkpoint_name`s that say which primitive an array is the output of."""
@@ -176,8 +176,11 @@ def _window(sizes: Sequence[int]) -> Shape:
 
 def _concatenation(builder: GraphBuilder, equation: core.JaxprEqn, operands: Sequence[Value]) -> Value:
     del equation
-    leaves = [leaf for value in operands if isinstance(value, Weight) for leaf in value.views]
-    builder.leave(leaves, "is concatenated with activations, as a class token")
+    beside = {
+        leaf: view for value in operands if isinstance(value, Weight) for leaf, view in value.views.items()
+    }
+    builder.leave(beside, "is concatenated with activations, as a class token")
+    builder.tokens |= {leaf for leaf, view in beside.items() if view is not None and not is_cut(view)}
     maps = [settled(builder, value) for value in operands if isinstance(value, Activation)]
     sources = frozenset[int]().union(*(x.sources for x in maps))
     features = maps[0].features if len({x.features for x in maps}) == 1 else None

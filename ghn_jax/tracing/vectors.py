@@ -44,7 +44,12 @@ def _fits(builder: GraphBuilder, norm: Norm, leaf: Leaf, weight: Weight) -> bool
 
 
 def add_bias(builder: GraphBuilder, x: Activation, weight: Weight, shape: Shape) -> Activation:
-    """A map plus a parameter of this shape: the bias of the norm or layer before, or a positional encoding."""
+    """A map plus a parameter of this shape: the bias of the norm or layer before, or a positional encoding.
+
+    A class token goes on by a shortcut: it is added to what attention made of it, and is no bias.
+    """
+    if weight.views and weight.views.keys() <= builder.tokens:
+        return x.further()
     if x.norm and take(builder, x.norm, weight, "bias"):
         assert x.norm.node is not None or not weight.views
         sources = x.sources if x.norm.node is None else frozenset([x.norm.node])

@@ -208,6 +208,19 @@ def test_positions_after_a_norm_and_with_channels_first():
     assert len(np.unique(variables["first"][0].reshape(8, 16), axis=0)) == 8
 
 
+def test_a_class_token_with_a_shortcut_is_no_bias():
+    def apply(p, x):
+        patches = x.reshape(1, 16, 12) @ p["embed"]
+        token = jnp.broadcast_to(p["token"], (1, 1, 16))
+        attended = jnp.concatenate([token, patches], 1).mean(1, keepdims=True) @ p["layer"]
+        return (token + attended)[:, 0] @ p["head"]
+
+    params = {"embed": ones(12, 16), "token": ones(1, 1, 16), "layer": ones(16, 16), "head": ones(16, 10)}
+    with pytest.warns(UserWarning, match="1 parameters keep .* token is concatenated with activations"):
+        _, report = predict(apply, params, IMAGES)
+    assert "bias" not in {kind for kind, _ in nodes(report).values()}
+
+
 # -- what keeps its own values -----------------------------------------------------------------------------------------
 
 

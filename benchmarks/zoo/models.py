@@ -1,0 +1,386 @@
+"""Which models are tried: of each family that a package has one or a few, the small ones."""
+
+import importlib
+import importlib.util
+import inspect
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+
+from benchmarks.zoo.adapters import (
+    Entry,
+    equinox_function,
+    haiku_function,
+    keras_function,
+    torch_function,
+)
+
+CHANNELS_FIRST = (3, 224, 224)
+
+
+def entries() -> Iterator[Entry]:
+    """The models of the packages that are installed."""
+    for package, models in _ZOO.items():
+        if importlib.util.find_spec(package):
+            yield from models()
+
+
+# -- Flax -----------------------------------------------------------------------------------------------------------
+
+
+def _flaxmodels() -> Iterator[Entry]:
+    for name in ("ResNet18", "ResNet34", "ResNet50", "ResNet101", "VGG16", "VGG19"):
+
+        def make(name: str = name) -> Any:
+            import flaxmodels
+
+            extra = {} if name.startswith("VGG") else {"normalize": False}
+            return getattr(flaxmodels, name)(output="logits", pretrained=None, **extra)
+
+        yield Entry("flaxmodels (Linen)", name, make)
+
+
+def _jax_resnet() -> Iterator[Entry]:
+    for name in (
+        "ResNet18",
+        "ResNet34",
+        "ResNet50",
+        "ResNet101",
+        "WideResNet50",
+        "ResNeXt50",
+        "ResNetD18",
+        "ResNetD34",
+        "ResNetD50",
+        "ResNeSt50Fast",
+        "ResNeSt50",
+    ):
+
+        def make(name: str = name) -> Any:
+            import jax_resnet
+
+            return getattr(jax_resnet, name)(n_classes=1000)
+
+        yield Entry("jax-resnet (Linen)", name, make)
+
+
+def _jaxnn() -> Iterator[Entry]:
+    for name in (
+        "resnet18",
+        "resnet18d",
+        "resnet26t",
+        "resnet34",
+        "resnet50",
+        "resnet50d",
+        "resnext50_32x4d",
+        "seresnet50",
+        "ecaresnet26t",
+        "vit_tiny_patch16_224",
+        "vit_small_patch16_224",
+    ):
+
+        def make(name: str = name) -> Any:
+            import jaxnn
+            from flax import nnx
+
+            return jaxnn.create_model(name, rngs=nnx.Rngs(0))
+
+        yield Entry("jaxnn (NNX)", name, make)
+
+
+# -- Haiku and Equinox ----------------------------------------------------------------------------------------------
+
+
+def _haiku() -> Iterator[Entry]:
+    for name in ("ResNet18", "ResNet34", "ResNet50", "ResNet101", "MobileNetV1"):
+
+        def make(name: str = name) -> Any:
+            import haiku as hk
+
+            def forward(x: Any, is_training: bool) -> Any:
+                return getattr(hk.nets, name)(num_classes=1000)(x, is_training)
+
+            return haiku_function(forward, Entry("", "", make).images)
+
+        yield Entry("dm-haiku", name, make)
+
+
+_EQUIMO = {
+    "attnet": "attnet_xxs attnet_t1",
+    "convnext": "convnext_t convnext_s",
+    "iformer": "iformer_t iformer_s iformer_m_faster",
+    "lowformer": "lowformer_backbone_b0 lowformer_backbone_b1",
+    "mobilenet": "mobilenetv3_small mobilenetv3_large",
+    "reduceformer": "reduceformer_backbone_b1 reduceformer_backbone_b2",
+    "vit": "vit_tiny_patch16_224 vit_small_patch32_224 dinov2_vits14_reg dinov3_vits16_pretrain_lvd1689m "
+    "siglip2_vitb32_256",
+    "mlla": "Mlla",
+    "vssd": "Vssd",
+}
+
+
+def _equimo() -> Iterator[Entry]:
+    for module, names in _EQUIMO.items():
+        for name in names.split():
+
+            def make(module: str = module, name: str = name) -> Any:
+                model = getattr(importlib.import_module(f"equimo.models.{module}"), name)
+                size = {"img_size": 224, "in_channels": 3} if inspect.isclass(model) else {}
+                return equinox_function(model(num_classes=1000, key=jax.random.key(0), **size))
+
+            side = 256 if name.endswith("256") else 224
+            yield Entry("equimo (Equinox)", name, make, (3, side, side))
+
+
+def _jaxonmodels() -> Iterator[Entry]:
+    names = {
+        "resnet": "_resnet18 _resnet34 _resnet50 _resnext50_32x4d _wide_resnet50_2",
+        "efficientnet": "_efficientnet_b0 _efficientnet_b1 _efficientnet_v2_s",
+        "convnext": "_convnext_tiny _convnext_small",
+        "swin_transformer": "_swin_t _swin_v2_t",
+    }
+    for module, models in names.items():
+        for name in models.split():
+
+            def make(module: str = module, name: str = name) -> Any:
+                build = getattr(importlib.import_module(f"jaxonmodels.models.{module}"), name)
+                known = inspect.signature(build).parameters
+                extra = {"inference": True} if "inference" in known else {}
+                return equinox_function(*build(jax.random.key(0), **extra))
+
+            yield Entry("jaxonmodels (Equinox)", name.removeprefix("_"), make, CHANNELS_FIRST)
+
+
+# -- Keras ----------------------------------------------------------------------------------------------------------
+
+_KERAS = (
+    "ConvNeXtTiny DenseNet121 DenseNet169 EfficientNetB0 EfficientNetB1 EfficientNetV2B0 EfficientNetV2B1 "
+    "EfficientNetV2S InceptionResNetV2 InceptionV3 MobileNet MobileNetV2 MobileNetV3Large MobileNetV3Small "
+    "NASNetMobile ResNet50 ResNet50V2 ResNet101 VGG16 Xception"
+)
+
+_KIMM = (
+    "ConvMixer736D32 ConvMixer1024D20 ConvNeXtAtto ConvNeXtPico ConvNeXtTiny DenseNet121 EfficientNetB0 "
+    "EfficientNetLiteB0 EfficientNetV2B0 EfficientNetV2S TinyNetA TinyNetE GhostNetW050 GhostNetW100 GhostNetV2W100 "
+    "GhostNetV3W050 GhostNetV3W100 HGNetTiny HGNetV2B0 HGNetV2B1 InceptionNeXtTiny InceptionV3 MobileNetV2W050 "
+    "MobileNetV2W100 LCNet035 LCNet100 MobileNetV3W050Small MobileNetV3W100LargeMinimal MobileNetV3W100SmallMinimal "
+    "MobileOneS0 MobileOneS1 MobileViTXXS MobileViTS MobileViTV2W050 MobileViTV2W100 RegNetX002 RegNetX008 RegNetY002 "
+    "RegNetY008 RepVGGA0 RepVGGB0 ResNet18 ResNet50 VGG11 VisionTransformerTiny16 VisionTransformerTiny32 Xception"
+)
+
+_ZEROMODELS = (
+    "beit cait convmixer convnext convnextv2 deit densenet efficientformer efficientnet efficientnet_lite "
+    "efficientnetv2 flexivit inception_next inception_resnetv2 inceptionv3 inceptionv4 levit maxvit mit mlp_mixer "
+    "mobilenetv2 mobilenetv3 mobilenetv4 mobilevit mobilevitv2 nextvit pit poolformer pvt pvt_v2 regnet res2net resmlp "
+    "resnet resnetv2 resnext senet swin swinv2 vgg vit xception"
+)
+
+_KERAS_HUB: dict[str, tuple[str, dict[str, Any]]] = {
+    "ResNet18": (
+        "ResNet",
+        {
+            "input_conv_filters": [64],
+            "input_conv_kernel_sizes": [7],
+            "stackwise_num_filters": [64, 128, 256, 512],
+            "stackwise_num_blocks": [2, 2, 2, 2],
+            "stackwise_num_strides": [1, 2, 2, 2],
+            "block_type": "basic_block",
+        },
+    ),
+    "ResNetVD50": (
+        "ResNet",
+        {
+            "input_conv_filters": [32, 32, 64],
+            "input_conv_kernel_sizes": [3, 3, 3],
+            "stackwise_num_filters": [64, 128, 256, 512],
+            "stackwise_num_blocks": [3, 4, 6, 3],
+            "stackwise_num_strides": [1, 2, 2, 2],
+            "block_type": "bottleneck_block_vd",
+        },
+    ),
+    "ResNetV2-50": (
+        "ResNet",
+        {
+            "input_conv_filters": [64],
+            "input_conv_kernel_sizes": [7],
+            "stackwise_num_filters": [64, 128, 256, 512],
+            "stackwise_num_blocks": [3, 4, 6, 3],
+            "stackwise_num_strides": [1, 2, 2, 2],
+            "block_type": "bottleneck_block",
+            "use_pre_activation": True,
+        },
+    ),
+    "VGG11": (
+        "VGG",
+        {
+            "stackwise_num_repeats": [1, 1, 2, 2, 2],
+            "stackwise_num_filters": [64, 128, 256, 512, 512],
+            "image_shape": (224, 224, 3),
+        },
+    ),
+    "DenseNet121": ("DenseNet", {"stackwise_num_repeats": [6, 12, 24, 16]}),
+    "MiT-B0": (
+        "MiT",
+        {
+            "layerwise_depths": [2, 2, 2, 2],
+            "num_layers": 4,
+            "layerwise_num_heads": [1, 2, 5, 8],
+            "layerwise_sr_ratios": [8, 4, 2, 1],
+            "max_drop_path_rate": 0.1,
+            "layerwise_patch_sizes": [7, 3, 3, 3],
+            "layerwise_strides": [4, 2, 2, 2],
+            "hidden_dims": [32, 64, 160, 256],
+            "image_shape": (224, 224, 3),
+        },
+    ),
+    "ViT-Ti/16": (
+        "ViT",
+        {
+            "image_shape": (224, 224, 3),
+            "patch_size": 16,
+            "num_layers": 12,
+            "num_heads": 3,
+            "hidden_dim": 192,
+            "mlp_dim": 768,
+        },
+    ),
+    "DeiT-Ti": (
+        "DeiT",
+        {
+            "image_shape": (224, 224, 3),
+            "patch_size": 16,
+            "num_layers": 12,
+            "num_heads": 3,
+            "hidden_dim": 192,
+            "intermediate_dim": 768,
+        },
+    ),
+    "CSPDarkNet": (
+        "CSPNet",
+        {
+            "stem_filters": 32,
+            "stem_kernel_size": 3,
+            "stem_strides": 1,
+            "stackwise_depth": [1, 2, 4, 4],
+            "stackwise_strides": 2,
+            "stackwise_num_filters": [64, 128, 256, 512],
+            "block_type": "dark_block",
+        },
+    ),
+    "Swin-T": (
+        "SwinTransformer",
+        {
+            "image_shape": (224, 224, 3),
+            "embed_dim": 96,
+            "depths": [2, 2, 6, 2],
+            "num_heads": [3, 6, 12, 24],
+            "window_size": 7,
+        },
+    ),
+}
+
+
+def _keras() -> Iterator[Entry]:
+    for name in _KERAS.split():
+
+        def make(name: str = name) -> Any:
+            import keras
+
+            build = getattr(keras.applications, name)
+            return keras_function(lambda: build(weights=None, classifier_activation=None))
+
+        side = 299 if name.startswith(("Inception", "Xception")) else 224
+        yield Entry("keras.applications", name, make, (side, side, 3))
+
+
+def _kimm() -> Iterator[Entry]:
+    for name in _KIMM.split():
+
+        def make(name: str = name) -> Any:
+            import kimm
+
+            build = getattr(kimm.models, name)
+            return keras_function(lambda: build(weights=None, classifier_activation="linear"))
+
+        side = 299 if name in ("InceptionV3", "Xception") else 224
+        yield Entry("kimm (Keras)", name, make, (side, side, 3))
+
+
+def _zeromodels() -> Iterator[Entry]:
+    for family in _ZEROMODELS.split():
+
+        def make(family: str = family) -> Any:
+            module = importlib.import_module(f"zeromodels.models.{family}")
+            (name,) = (name for name in dir(module) if name.endswith("ImageClassify"))
+            return keras_function(lambda: getattr(module, name)(**_ZERO_OPTIONS.get(family, {})))
+
+        yield Entry("zeromodels (Keras)", family, make, (_ZERO_SIDES.get(family, 224),) * 2 + (3,))
+
+
+_ZERO_SIDES = {
+    "flexivit": 240,
+    "inceptionv3": 299,
+    "inceptionv4": 299,
+    "inception_resnetv2": 299,
+    "swinv2": 256,
+}
+"""Sizes of images of models that are not for 224 pixels."""
+
+_ZERO_OPTIONS = {"efficientformer": {"depths": (3, 2, 6, 4), "embed_dim": (48, 96, 224, 448)}}
+"""Arguments without a default."""
+
+
+def _keras_hub() -> Iterator[Entry]:
+    for name, (family, options) in _KERAS_HUB.items():
+
+        def make(family: str = family, options: dict[str, Any] = options) -> Any:
+            import keras_hub
+
+            backbone = getattr(keras_hub.models, f"{family}Backbone")
+            classifier = getattr(keras_hub.models, f"{family}ImageClassifier")
+            return keras_function(lambda: classifier(backbone(**options), 1000, preprocessor=None))
+
+        yield Entry("keras-hub", name, make)
+
+
+# -- PyTorch --------------------------------------------------------------------------------------------------------
+
+_TIMM = (
+    "resnet18 resnet50 resnet18d resnext50_32x4d seresnet50 resnest14d ecaresnet26t skresnet18 res2net50_26w_4s "
+    "gernet_s regnetx_002 regnety_002 repvgg_a0 densenet121 dla34 hrnet_w18_small darknet53 cspresnet50 vovnet39a "
+    "ese_vovnet19b_dw dpn48b xception41 inception_v3 inception_v4 vgg11_bn mobilenetv2_100 mobilenetv3_small_100 "
+    "mobilenetv4_conv_small mnasnet_small efficientnet_b0 tf_efficientnetv2_b0 ghostnet_100 lcnet_050 tinynet_e "
+    "rexnet_100 hardcorenas_a mobileone_s0 fastvit_t8 convnext_atto convnextv2_atto convmixer_768_32 nf_resnet50 "
+    "resnetv2_50 vit_tiny_patch16_224 deit_tiny_patch16_224 cait_xxs24_224 beit_base_patch16_224 mixer_s32_224 "
+    "gmlp_s16_224 resmlp_12_224 poolformer_s12 swin_tiny_patch4_window7_224 pvt_v2_b0 levit_128s mobilevit_xxs "
+    "mobilevitv2_050 edgenext_xx_small efficientformer_l1 coat_tiny visformer_tiny crossvit_tiny_240 "
+    "tnt_s_legacy_patch16_224 xcit_nano_12_p16_224 twins_pcpvt_small inception_next_atto"
+)
+
+
+def _timm() -> Iterator[Entry]:
+    for name in _TIMM.split():
+
+        def make(name: str = name) -> Any:
+            import timm
+
+            return torch_function(timm.create_model(name, num_classes=1000))
+
+        side = 240 if name.endswith("240") else 299 if name.startswith(("inception_v", "xception")) else 224
+        yield Entry("timm (torchax)", name, make, (3, side, side))
+
+
+_ZOO = {
+    "flaxmodels": _flaxmodels,
+    "jax_resnet": _jax_resnet,
+    "jaxnn": _jaxnn,
+    "haiku": _haiku,
+    "equimo": _equimo,
+    "jaxonmodels": _jaxonmodels,
+    "keras": _keras,
+    "kimm": _kimm,
+    "zeromodels": _zeromodels,
+    "keras_hub": _keras_hub,
+    "torchax": _timm,
+}
+"""Models by the package that must be there."""
