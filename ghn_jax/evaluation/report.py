@@ -3,6 +3,7 @@
 import pathlib
 import re
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -16,6 +17,7 @@ from ghn_jax.evaluation.models import evaluate_model
 from ghn_jax.evaluation.options import TABLE, EvaluateOptions, is_model, open_images
 from ghn_jax.evaluation.table import evaluate_table
 from ghn_jax.executor import lanes
+from ghn_jax.executor.program import Lowered
 from ghn_jax.images.damage import DamageList
 from ghn_jax.models.templates import deepnets_templates
 from ghn_jax.runtime import compilation, devices
@@ -31,7 +33,7 @@ def evaluate(options: EvaluateOptions) -> None:
     """Evaluates a split, all of the published table, or a model.
 
     Raises ValueError for unknown names, an index outside the split, a GHN that does not fit the dataset, and results of
-    another evaluation.
+    another evaluation; NotFinite, when all is done, for networks whose parameters or logits are not finite.
     """
     options = options.resolve()
     if options.arch is None:
@@ -96,8 +98,13 @@ def evaluate_split(options: EvaluateOptions) -> tuple[Summary, dict[str, float]]
 
     missing = [(key, make) for key, make in selected if key not in done]
 
-    def tested(index: int) -> tuple[dict[str, Any], tuple[str, ...]]:
-        key, make = missing[index]
+    def tested(index: int) -> tuple[dict[str, Any], tuple[str, ...]] | NotFinite:
+        try:
+            return measured(*missing[index])
+        except NotFinite as error:  # the others are evaluated all the same
+            return error
+
+    def measured(key: str, make: Callable[[int, int], Lowered]) -> tuple[dict[str, Any], tuple[str, ...]]:
         described = f"architecture {key} of {options.split}"
         network = make(dataset.num_classes, dataset.image_size)
         start = time.monotonic()
@@ -125,9 +132,15 @@ def evaluate_split(options: EvaluateOptions) -> tuple[Summary, dict[str, float]]
         }, accuracy.damaged
 
     rows = lanes.run_in_lanes(tested, len(missing))
+    failures: dict[str, NotFinite] = {}
     for key, _ in selected:
         if key not in done:
-            done[key], damaged_images = next(rows)
+            outcome = next(rows)
+            if isinstance(outcome, NotFinite):
+                failures[key] = outcome
+                print(f"{key:>10}  not finite: no accuracy", flush=True)
+                continue
+            done[key], damaged_images = outcome
             results.append(path, done[key])
             damage.add(damaged_images)
         row = done[key]
@@ -137,7 +150,9 @@ def evaluate_split(options: EvaluateOptions) -> tuple[Summary, dict[str, float]]
             + f"{row['predict_seconds']:>9.3f}  {row['test_seconds']:>6.1f}  {'█' * round(row['top1'] * _BAR / 100)}",
             flush=True,
         )
-    keys = [key for key, _ in selected]
+    keys = [key for key, _ in selected if key not in failures]
+    if not keys:
+        raise next(iter(failures.values()))
     damaged = num_images - min(done[key].get("images", num_images) for key in keys)
     if damaged:
         print(f"{damaged} damaged images do not count, see {damage.path}")
@@ -149,6 +164,11 @@ def evaluate_split(options: EvaluateOptions) -> tuple[Summary, dict[str, float]]
         print(
             f"top-{number} {summary.mean:.1f} ± {summary.standard_error:.1f} % (mean ± standard error of {len(keys)}), "
             f"max {summary.best:.1f} % at {summary.best_index} -> {path}"
+        )
+    if failures:
+        raise NotFinite(
+            f"{len(failures)} of {len(selected)} architectures ({', '.join(failures)}) have no accuracy and are not in "
+            f"the mean: {next(iter(failures.values()))}"
         )
     return outcomes[-1]
 

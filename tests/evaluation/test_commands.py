@@ -1,5 +1,6 @@
 """What evaluate.py says to options that are wrong, would have no effect, or name what cannot be written."""
 
+import dataclasses
 import json
 import pathlib
 
@@ -8,6 +9,9 @@ import numpy as np
 import pytest
 
 from ghn_jax import pretrained
+from ghn_jax.deepnets.lowering import lower
+from ghn_jax.deepnets.sampling import sample
+from ghn_jax.evaluation import accuracy as accuracy_module
 from ghn_jax.evaluation import report, results
 from ghn_jax.evaluation.accuracy import NotFinite, accuracy
 from ghn_jax.evaluation.options import EvaluateOptions
@@ -112,14 +116,27 @@ def test_logits_that_are_not_finite_are_an_error():
         )
 
 
-def test_predicted_parameters_that_are_not_finite_are_an_error(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
+def test_networks_without_finite_parameters_are_an_error_when_the_others_are_done(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ):
-    ghn = pretrained.load("ghn2-digits")
-    monkeypatch.setattr(report, "predict_flat", lambda *_: jnp.full((1, 8), jnp.nan))
+    ghn, first = pretrained.load("ghn2-digits"), []
+
+    def predict_flat(config, params, network, templates):
+        flat = accuracy_module.predict_flat(config, params, network, templates)
+        return flat * jnp.nan if network.num_parameters == first[0] else flat
+
+    monkeypatch.setattr(report, "predict_flat", predict_flat)
     monkeypatch.setattr(pretrained, "load", lambda _: ghn)
-    with pytest.raises(NotFinite, match="predicted parameters of architecture 0 of test are not finite"):
-        report.evaluate(EvaluateOptions(num_archs=1, results=tmp_path / "r.jsonl"))
+    path = tmp_path / "r.jsonl"
+    options = EvaluateOptions(num_archs=2, channels=32, results=path)
+    first.append(lower(dataclasses.replace(sample("test", 0, image_size=16), C=32), 10, 16).num_parameters)
+    with pytest.raises(
+        NotFinite, match=r"1 of 2 architectures \(0\) .* predicted parameters of .* 0 of test"
+    ):
+        report.evaluate(options)
+    assert "0  not finite: no accuracy" in (out := capsys.readouterr().out)
+    assert "(mean ± standard error of 1)" in out
+    assert [json.loads(line).get("arch") for line in path.read_text().splitlines()] == [None, "1"]
 
 
 def test_bundled_weights_are_as_released(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path):
