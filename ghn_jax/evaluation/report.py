@@ -21,6 +21,7 @@ from ghn_jax.executor.program import Lowered
 from ghn_jax.images.damage import DamageList
 from ghn_jax.models.templates import deepnets_templates
 from ghn_jax.runtime import compilation, devices
+from ghn_jax.runtime.status import Status
 
 _FEW_CLASSES = 10
 """Up to as many, the top-5 accuracy says little."""
@@ -53,6 +54,12 @@ def evaluate_split(options: EvaluateOptions) -> tuple[Summary, dict[str, float]]
 
     Returns the summary and each accuracy, top-5 if there are many classes.
     """
+    with Status() as shown:
+        return _evaluate_split(options, shown)
+
+
+def _evaluate_split(options: EvaluateOptions, shown: Status) -> tuple[Summary, dict[str, float]]:
+    shown.doing(f"loading {options.ckpt} and images")
     ghn = pretrained.load(options.ckpt)
     name, dataset = open_images(options, ghn.info)
     if dataset.num_classes != ghn.config.num_classes:
@@ -81,19 +88,18 @@ def evaluate_split(options: EvaluateOptions) -> tuple[Summary, dict[str, float]]
     done = results.open_results(path, header)
 
     templates = deepnets_templates(ghn.config, dataset.image_size)
-    print(
+    shown.say(
         f"{options.ckpt} {results.training(ghn.info)}: {len(selected)} architectures of {options.split} "
         f"on {num_images} {name} images"
     )
     for note in dataset.notes:
-        print(f"note: {note}")
+        shown.say(f"note: {note}")
     damage = DamageList(path.with_suffix(".damaged.txt"))
     many = dataset.num_classes > _FEW_CLASSES
-    print(
+    shown.say(
         f"{'arch':>10}  {'parameters':>10}  {'top-1 %':>7}  "
         + ("top-5 %  " if many else "")
-        + f"{'predict s':>9}  {'test s':>6}  0 % {' ' * (_BAR - 8)}100 %",
-        flush=True,
+        + f"{'predict s':>9}  {'test s':>6}  0 % {' ' * (_BAR - 8)}100 %"
     )
 
     missing = [(key, make) for key, make in selected if key not in done]
@@ -131,6 +137,7 @@ def evaluate_split(options: EvaluateOptions) -> tuple[Summary, dict[str, float]]
             "test_seconds": round(time.monotonic() - predicted, 3),
         }, accuracy.damaged
 
+    shown.doing(lambda: f"{sum(key in done for key, _ in selected)} of {len(selected)} architectures done")
     rows = lanes.run_in_lanes(tested, len(missing))
     failures: dict[str, NotFinite] = {}
     for key, _ in selected:
@@ -144,24 +151,23 @@ def evaluate_split(options: EvaluateOptions) -> tuple[Summary, dict[str, float]]
             results.append(path, done[key])
             damage.add(damaged_images)
         row = done[key]
-        print(
+        shown.say(
             f"{key:>10}  {row['parameters']:>10,}  {row['top1']:>7.2f}  "
             + (f"{row['top5']:>7.2f}  " if many else "")
-            + f"{row['predict_seconds']:>9.3f}  {row['test_seconds']:>6.1f}  {'█' * round(row['top1'] * _BAR / 100)}",
-            flush=True,
+            + f"{row['predict_seconds']:>9.3f}  {row['test_seconds']:>6.1f}  {'█' * round(row['top1'] * _BAR / 100)}"
         )
     keys = [key for key, _ in selected if key not in failures]
     if not keys:
         raise next(iter(failures.values()))
     damaged = num_images - min(done[key].get("images", num_images) for key in keys)
     if damaged:
-        print(f"{damaged} damaged images do not count, see {damage.path}")
+        shown.say(f"{damaged} damaged images do not count, see {damage.path}")
     outcomes = []
     for number in (1, 5) if many else (1,):
         accuracies = {key: done[key][f"top{number}"] for key in keys}
         summary = summarize(list(accuracies.values()), keys)
         outcomes.append((summary, accuracies))
-        print(
+        shown.say(
             f"top-{number} {summary.mean:.1f} ± {summary.standard_error:.1f} % (mean ± standard error of {len(keys)}), "
             f"max {summary.best:.1f} % at {summary.best_index} -> {path}"
         )
