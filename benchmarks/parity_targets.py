@@ -12,7 +12,7 @@ import numpy as np
 from benchmarks.golden import Errors, golden_params, same_graph, tensors_error
 from ghn_jax.deepnets.networks import from_params
 from ghn_jax.graphs import PRIMITIVES, Graph, batch
-from ghn_jax.models import assembly
+from ghn_jax.models import assembly, tensor_decoder
 from ghn_jax.models.config import GHNConfig, ghn3, preset
 from ghn_jax.models.ghn import GHN, encode
 from ghn_jax.predict import predict_parameters
@@ -118,7 +118,7 @@ def _predict_without_attention(model: Any, images: Any, ghn: TrainedGHN) -> tupl
     graphs = batch([encode(extracted.graph, ghn.config)])
     embed = jax.jit(GHN(ghn.config).apply, static_argnames=("max_nodes", "method"))
     nodes = embed({"params": ghn.params}, graphs.graphs, max_nodes=graphs.max_nodes, method="embed")[0]
-    decoded = assembly.decode(ghn.config, ghn.params["decoder"], nodes, extracted)
+    decoded = tensor_decoder.decode(ghn.config, ghn.params["decoder"], nodes, extracted)
     own = traced.initial(sorted({leaf.index for leaf in extracted.unassigned}))
     tensors = assembly.assemble(ghn.config, decoded, extracted, traced.leaves, own)
     return extracted.graph, traced.rebuild(tensors)["params"]

@@ -24,7 +24,7 @@ from jaxtyping import Array, Float
 
 from ghn_jax import pretrained
 from ghn_jax.graphs import Graph, batch
-from ghn_jax.models import assembly
+from ghn_jax.models import assembly, tensor_decoder
 from ghn_jax.models.config import GHNConfig
 from ghn_jax.models.ghn import GHN, encode
 from ghn_jax.pretrained import TrainedGHN
@@ -145,7 +145,7 @@ def _predict(
     graph = encode(_as_trained(extracted, loaded.config, heads.what), loaded.config)
     graph_at = time.perf_counter()
     nodes = _embed(loaded, graph)
-    decoded = assembly.decode(loaded.config, loaded.params["decoder"], nodes, extracted)
+    decoded = tensor_decoder.decode(loaded.config, loaded.params["decoder"], nodes, extracted)
     decoded_at = time.perf_counter()
     incomplete = sorted({leaf.index for leaf in extracted.unassigned})
     tensors = assembly.assemble(

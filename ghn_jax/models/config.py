@@ -17,6 +17,9 @@ class GHNConfig:
       max_kernel: height and width of the decoded kernels.
       hidden: width of a node embedding.
       channels: decoded output and input channels; wider layers repeat them.
+      decoder: how weights are decoded: position by position, all channels of one at once, or as products of two decoded
+        matrices, whose rows and columns no GHN of this size could decode at once.
+      rank: of these products.
       layers, heads: transformer layers and their attention heads; of no meaning to the others.
       window: which part of the decoded positions a smaller kernel is, and what a larger one makes of them
         (`ghn_jax.models.windows`).
@@ -31,6 +34,8 @@ class GHNConfig:
     max_kernel: int = 11
     hidden: int = 32
     channels: int = 64
+    decoder: Literal["full_rank", "low_rank"] = "full_rank"
+    rank: int = 0
     layers: int = 1
     heads: int = 1
     window: Literal["corner", "centre"] = "corner"
@@ -53,6 +58,16 @@ def ghn3(hidden: int, layers: int, heads: int) -> GHNConfig:
     )
 
 
+def logah(hidden: int, layers: int, heads: int, rank: int) -> GHNConfig:
+    """A GHN-3 whose decoder is low-rank, as that of LoGAH: up to 2048 channels, none repeated [1].
+
+    [1] Zhou et al., LoGAH: Predicting 774-Million-Parameter Transformers using Graph HyperNetworks with 1/100
+    Parameters, 2024 (arXiv 2405.16287).
+    """
+    graphormer = ghn3(hidden, layers, heads)
+    return dataclasses.replace(graphormer, channels=2048, decoder="low_rank", rank=rank)
+
+
 _FAMILIES = {
     "ghn2": GHNConfig(),
     "ghn1": GHNConfig(virtual_edges=False, layer_norm=False, normalize=False),
@@ -61,18 +76,26 @@ _FAMILIES = {
     "ghn3-s": ghn3(hidden=128, layers=5, heads=16),
     "ghn3-l": ghn3(hidden=256, layers=12, heads=16),
     "ghn3-xl": ghn3(hidden=384, layers=24, heads=16),
+    "logah-t": logah(hidden=64, layers=3, heads=8, rank=32),
+    "logah-s": logah(hidden=128, layers=5, heads=16, rank=90),
 }
 
 PRESETS = tuple(_FAMILIES)
-"""Names that `preset` accepts: GHN-2, GHN-1, the MLP baseline, and GHN-3 in its published sizes."""
+"""Names that `preset` accepts: GHN-2, GHN-1, the MLP baseline, GHN-3 in its published sizes, and LoGAH."""
 
 
 def preset(name: str, num_classes: int = 10, image_size: int = 32) -> GHNConfig:
     """The published configuration `name` for a dataset; decoded kernels are 11x11, or 16x16 at 224 pixels.
 
-    Raises ValueError, with the nearest names, for an unknown one.
+    Raises ValueError, with the nearest names, for an unknown one, and for more classes than a low-rank decoder has.
     """
     if name not in _FAMILIES:
         raise unknown_name("preset", name, PRESETS)
     max_kernel = 11 if image_size <= 32 else 16
-    return dataclasses.replace(_FAMILIES[name], num_classes=num_classes, max_kernel=max_kernel)
+    config = dataclasses.replace(_FAMILIES[name], num_classes=num_classes, max_kernel=max_kernel)
+    if config.decoder == "low_rank" and num_classes > config.channels * max_kernel:
+        reach = config.channels * max_kernel
+        raise ValueError(
+            f"`num_classes` (={num_classes}) exceeds the {reach} that {name} reaches: use another preset"
+        )
+    return config

@@ -1,10 +1,13 @@
 """Decodes node embeddings into the flat parameter vector of a network.
 
+How a template is decoded is the part of a GHN that `GHNConfig.decoder` names: `ghn_jax.models.full_rank` or
+`ghn_jax.models.low_rank`.
+
 [1] Knyazev et al., Parameter Prediction for Unseen Deep Architectures, NeurIPS 2021, Section 3.1, Appendix B.1.
-[2] Knyazev et al., Can We Scale Transformers to Predict Parameters of Diverse ImageNet Models?, ICML 2023.
 """
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -12,20 +15,37 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from ghn_jax.executor.layouts import ROW
+from ghn_jax.models import full_rank, low_rank
 from ghn_jax.models.config import GHNConfig
+from ghn_jax.models.linear import Embeddings, Layer, Weights
 from ghn_jax.models.mlp import uniform_init
 from ghn_jax.models.templates import ROWS_PER_STEP, Plan, Template
-from ghn_jax.models.windows import WINDOWS
 
-Embeddings = Float[Array, "node c"]
 Rows = Float[Array, "row 8"]
-Weights = dict[str, Array]
 
 
-_LAST = ("decoder.conv.2", "decoder.class_layer_predictor.1", "decoder_1d.fc.2")
+class Decoding(NamedTuple):
+    """A way to decode templates.
+
+    Attributes:
+      layers: what it consists of, by public name.
+      select: the weights, or parts of them, that a template is decoded with.
+      decode: one template for each of a few nodes, (node, y, x, in, out); of a vector, (node, kind, out).
+    """
+
+    layers: Callable[[GHNConfig], dict[str, Layer]]
+    select: Callable[[GHNConfig, Template, Weights], Weights]
+    decode: Callable[[GHNConfig, Template, Weights, Embeddings], Array]
+
+
+DECODINGS = {
+    name: Decoding(module.layers, module.select, module.decode_template)
+    for name, module in (("full_rank", full_rank), ("low_rank", low_rank))
+}
+"""By `GHNConfig.decoder`."""
 
 
 class DecoderSpec(NamedTuple):
@@ -36,12 +56,7 @@ class DecoderSpec(NamedTuple):
 
 
 class ParameterDecoder(nn.Module):
-    """Predicts all parameters of a network from its node embeddings, fitted to their shapes and normalised.
-
-    Three decoders share the work: a convolutional one for tensors of rank two and more, whose classification
-    head mixes output channels into classes, and an MLP for vectors, whose head makes classification biases. Kernels are
-    stored with the position first and output channels last, so that the window a template needs is contiguous.
-    """
+    """Predicts all parameters of a network from its node embeddings, fitted to their shapes and normalised [1]."""
 
     config: GHNConfig
 
@@ -57,29 +72,14 @@ class ParameterDecoder(nn.Module):
         return decode(DecoderSpec(self.config, templates), self._weights(), nodes, plan)
 
     def _weights(self) -> Weights:
-        """All weights by public name, started as PyTorch's Linear and Conv2d, or with small last layers [2]."""
-        c, s, full, classes = (
-            self.config.hidden,
-            self.config.max_kernel,
-            self.config.channels,
-            self.config.num_classes,
-        )
-        shapes = {  # fan-in, kernel, bias
-            "decoder.fc.0": (c, (s, s, c, 4 * c), (s, s, 4 * c)),
-            "decoder.conv.0": (4 * c, (4 * c, 8 * c), (8 * c,)),
-            "decoder.conv.2": (8 * c, (8 * c, full, full), (full, full)),
-            "decoder.class_layer_predictor.1": (full, (full, classes), (classes,)),
-            "decoder_1d.fc.0": (c, (c, 2 * c), (2 * c,)),
-            "decoder_1d.fc.2": (2 * c, (2 * c, 2 * full), (2 * full,)),
-            "bias_class.1": (full, (full, classes), (classes,)),
-        }
-        small = _LAST if self.config.start == "transformer" else ()
+        """All weights by public name, started as PyTorch's Linear and Conv2d, or small."""
         weights = {}
-        for name, (fan_in, kernel, bias) in shapes.items():
-            start = uniform_init(fan_in, gain=0.2 if name in small else 1.0)
-            start_bias = nn.initializers.zeros if name in small else start
-            weights[f"{name}.weight"] = self.param(f"{name}.weight", start, kernel)
-            weights[f"{name}.bias"] = self.param(f"{name}.bias", start_bias, bias)
+        for name, layer in DECODINGS[self.config.decoder].layers(self.config).items():
+            start = uniform_init(layer.fan_in, gain=0.2 if layer.is_small else 1.0)
+            start_bias = nn.initializers.zeros if layer.is_small else start
+            weights[f"{name}.weight"] = self.param(f"{name}.weight", start, layer.kernel)
+            if layer.bias is not None:
+                weights[f"{name}.bias"] = self.param(f"{name}.bias", start_bias, layer.bias)
         return weights
 
 
@@ -92,7 +92,7 @@ def decode(spec: DecoderSpec, weights: Weights, nodes: Embeddings, plan: Plan) -
     size = plan.rows.shape[0]
     bank = jnp.zeros((size, ROW), nodes.dtype)
     for t, template in enumerate(spec.templates):
-        own = _select(spec.config, template, weights)
+        own = DECODINGS[spec.config.decoder].select(spec.config, template, weights)
 
         def decode_chunk(i, bank, t=t, template=template, own=own):
             owners, scales, row = _chunk(plan, t, template, i)
@@ -143,8 +143,8 @@ def _add_gradients(
     gradients: tuple[Weights, Embeddings],
 ) -> tuple[Weights, Embeddings]:
     """The gradients of weights and embeddings, with what flows back through template number t."""
-    template = spec.templates[t]
-    own, put_back = jax.vjp(functools.partial(_select, spec.config, template), weights)
+    template, decoding = spec.templates[t], DECODINGS[spec.config.decoder]
+    own, put_back = jax.vjp(functools.partial(decoding.select, spec.config, template), weights)
 
     def pull_back_chunk(i, carry):
         d_own, d_nodes = carry
@@ -178,107 +178,11 @@ def _chunk(plan: Plan, t: int, template: Template, i: Array) -> tuple[Array, Arr
     return owners, scales, plan.row_starts[t] + i * template.chunk * template.rows
 
 
-def _select(config: GHNConfig, template: Template, weights: Weights) -> Weights:
-    """The weights, or parts of them, that a template is decoded with."""
-    if template.role in ("vector", "class_bias"):
-        prefixes = ("decoder_1d", "bias_class") if template.role == "class_bias" else ("decoder_1d",)
-        return {name: w for name, w in weights.items() if name.startswith(prefixes)}
-    own = {name: w for name, w in weights.items() if name.startswith("decoder.conv.0")}
-    window = WINDOWS[config.window]
-    rows, columns = (window.part(size, config.max_kernel) for size in (template.height, template.width))
-    for kind in ("weight", "bias"):
-        own[f"decoder.fc.0.{kind}"] = weights[f"decoder.fc.0.{kind}"][rows, columns]
-        last = weights[f"decoder.conv.2.{kind}"]
-        if template.role == "class_weight":
-            name = f"decoder.class_layer_predictor.1.{kind}"
-            own[name] = weights[name]
-        elif template.role == "pos_enc":  # (1, C, H, W): the channels are the input axis
-            last = last[..., :1].swapaxes(-1, -2)
-        else:
-            last = last[..., : template.inputs, : template.outputs]
-        own[f"decoder.conv.2.{kind}"] = last
-    return own
-
-
 def _decode_template(
-    config: GHNConfig, template: Template, w: Weights, h: Embeddings, scales: Float[Array, " node"]
+    config: GHNConfig, template: Template, own: Weights, h: Embeddings, scales: Float[Array, " node"]
 ) -> Rows:
-    """Decodes one template for each of a few nodes, as rows (node, y, x, in, out / 8)."""
-    if template.role in ("vector", "class_bias"):
-        return _decode_vector(config, template, w, h).reshape(-1, ROW)
-    c = h.shape[-1]
-    fc, fc_bias = w["decoder.fc.0.weight"], w["decoder.fc.0.bias"]
-    positions = fc.shape[0] * fc.shape[1]
-    fc = fc.reshape(positions, c, -1).swapaxes(0, 1).reshape(c, -1)
-    x = jax.nn.relu((h @ fc).reshape(len(h), positions, -1) + fc_bias.reshape(positions, -1))
-    last = w["decoder.conv.2.weight"]
-    x = _channels(w, x.reshape(len(h) * positions, -1), last, w["decoder.conv.2.bias"])
-    if template.role == "class_weight":
-        x = x.reshape(len(h), *last.shape[1:])  # node, in, out
-        x = (
-            jax.nn.relu(x) @ w["decoder.class_layer_predictor.1.weight"]
-            + w["decoder.class_layer_predictor.1.bias"]
-        )
-        x = _pad_classes(x, template)
-    return (x.reshape(len(h), -1) * scales[:, None]).reshape(-1, ROW)
-
-
-def decode_positions(
-    weights: Weights, h: Embeddings, position: Int[Array, " node"], scales: Float[Array, " node"]
-) -> Float[Array, "node i o"]:
-    """Decodes a single kernel position for each of a few nodes, whatever the size of their kernels.
-
-    Args:
-      weights: the decoder's, by public name; the last layer's may be cut to the channels that are wanted.
-      h: embeddings of the nodes.
-      position: y * max_kernel + x.
-      scales: factors on the result.
-    """
-    fc, fc_bias = weights["decoder.fc.0.weight"], weights["decoder.fc.0.bias"]
-    fc, fc_bias = fc.reshape(-1, *fc.shape[2:]), fc_bias.reshape(-1, fc_bias.shape[-1])
-    x = jax.nn.relu(jnp.einsum("nc,ncd->nd", h, fc[position]) + fc_bias[position])
-    last = weights["decoder.conv.2.weight"]
-    x = _channels(weights, x, last, weights["decoder.conv.2.bias"])
-    return x.reshape(len(h), *last.shape[1:]) * scales[:, None, None]
-
-
-def _channels(w: Weights, x: Array, last: Array, last_bias: Array) -> Array:
-    """The two 1x1 convolutions of the decoder, which treat every position alike."""
-    x = jax.nn.relu(x @ w["decoder.conv.0.weight"] + w["decoder.conv.0.bias"])
-    return x @ last.reshape(last.shape[0], -1) + last_bias.reshape(-1)
-
-
-def decode_class_weight(
-    weights: Weights, h: Embeddings, position: Int[Array, " node"], scales: Float[Array, " node"]
-) -> Float[Array, "node i label"]:
-    """Decodes classification weights, one for each of a few nodes, from a single position of their kernels."""
-    x = decode_positions(weights, h, position, jnp.ones_like(scales))
-    x = jax.nn.relu(x) @ weights["decoder.class_layer_predictor.1.weight"]
-    return (x + weights["decoder.class_layer_predictor.1.bias"]) * scales[:, None, None]
-
-
-def decode_vectors(
-    config: GHNConfig, weights: Weights, h: Embeddings
-) -> tuple[Float[Array, "node 2 c"], Float[Array, "node label"]]:
-    """Weight-like and bias-like vectors, and classification biases, of all nodes."""
-    bias = Template("class_bias", 1, 1, 1, config.num_classes)
-    vectors = _decode_vector(config, Template("vector", 1, 1, 2, config.channels), weights, h)
-    return vectors, _decode_vector(config, bias, weights, h)
-
-
-def _decode_vector(config: GHNConfig, template: Template, w: Weights, h: Embeddings) -> Array:
-    """Per node a weight-like and a bias-like vector; only the latter, mapped to classes, for 'class_bias'."""
-    x = jax.nn.relu(h @ w["decoder_1d.fc.0.weight"] + w["decoder_1d.fc.0.bias"])
-    x = (x @ w["decoder_1d.fc.2.weight"] + w["decoder_1d.fc.2.bias"]).reshape(len(h), 2, -1)
-    weight, bias = x[:, 0], x[:, 1]
-    if template.role == "class_bias":
-        bias = jax.nn.relu(bias) @ w["bias_class.1.weight"] + w["bias_class.1.bias"]
-        return _pad_classes(jnp.tanh(0.2 * bias) if config.normalize else bias, template)
-    if config.normalize:
-        weight, bias = 2.0 * jax.nn.sigmoid(0.5 * weight), jnp.tanh(0.2 * bias)
-    return jnp.stack([weight, bias], axis=1)
-
-
-def _pad_classes(x: Array, template: Template) -> Array:
-    pad = [(0, 0)] * (x.ndim - 1) + [(0, template.outputs - x.shape[-1])]
-    return jnp.pad(x, pad)
+    """One template for each of a few nodes, as rows (node, y, x, in, out / 8)."""
+    x = DECODINGS[config.decoder].decode(config, template, own, h)
+    if template.role not in ("vector", "class_bias"):
+        x = x.reshape(len(h), -1) * scales[:, None]
+    return x.reshape(-1, ROW)

@@ -29,9 +29,14 @@ _THIN = 4
 def near_identity(params: Params) -> Params:
     """Weights of a fresh GHN, from `ghn_jax.models.ghn.init_params`, with this start.
 
-    Only the last layers of the decoders of kernels and of vectors differ. Not in the papers.
+    Only the last layers of the decoders of kernels and of vectors differ. Not in the papers. Raises ValueError for a
+    low-rank decoder, whose products are far from the identity.
     """
     decoder = dict(params["decoder"])
+    if "decoder.conv.2.bias" not in decoder:
+        raise ValueError(
+            "`start` (='near_identity') needs a decoder of full rank: use another preset, or --recipe=ghn3"
+        )
     bias = decoder["decoder.conv.2.bias"]  # (in, out)
     identity = jnp.eye(len(bias)).at[:_THIN].set(0.0)
     decoder["decoder.conv.2.bias"] = _RANDOM * bias + _IDENTITY * identity

@@ -26,6 +26,8 @@ ROWS_PER_STEP = 8192
 _MIN_ROWS = 1 << 17
 _LARGE = 1 << 19  # rows, 16 MB: to fill and move twice as many costs more than to compile for another size
 _MIN_NODES = 1 << 10
+_MANY_CHANNELS = 1 << 9  # more than most networks have: they decode a part
+_LARGEST_CHUNK = 1 << 23  # elements, 32 MB
 
 
 class Template(NamedTuple):
@@ -54,16 +56,16 @@ class Template(NamedTuple):
             return 1
         if self.role == "vector":
             return 64
-        return max(1, 32 // (self.height * self.width))
+        positions = self.height * self.width
+        return max(1, min(32 // positions, _LARGEST_CHUNK // (positions * self.inputs * self.outputs)))
 
 
 @functools.cache
 def deepnets_templates(config: GHNConfig, image_size: int) -> tuple[Template, ...]:
     """The forms that the architectures of DeepNets-1M, and ResNet-50, need."""
-    full, half = config.channels, config.channels // 2
-    dense = [(1, 1, full, full)]
-    for kernel in ((3, 3), (5, 5), (7, 7), (1, 7), (7, 1)):
-        dense += [(*kernel, half, half), (*kernel, full, full)]
+    full = config.channels
+    kernels = ((1, 1), (3, 3), (5, 5), (7, 7), (1, 7), (7, 1))
+    dense = [(*kernel, width, width) for kernel in kernels for width in _widths(kernel, config)]
     patch = math.ceil(image_size / 14)  # see ghn_jax.deepnets.image_sizes
     patches, patch = min(math.ceil(image_size / patch), config.max_kernel), min(patch, config.max_kernel)
     stems = [(k, k, 4, full) for k in dict.fromkeys((3, 5, 7, patch))]
@@ -218,9 +220,17 @@ def _template(shape: Shape, primitive: str, is_class: bool, config: GHNConfig) -
         return Template("pos_enc", height, width, 1, full)
     if len(shape) == 4 and shape[1] <= 4:
         return Template("conv", height, width, 1 if shape[1] == 1 else 4, full)
-    half = max(shape[:2]) <= full // 2 and (height, width) != (1, 1)
-    channels = full // 2 if half else full
+    wanted = min(max(shape[:2]), full)
+    channels = next(size for size in _widths((height, width), config) if size >= wanted)
     return Template("conv", height, width, channels, channels)
+
+
+def _widths(kernel: tuple[int, int], config: GHNConfig) -> tuple[int, ...]:
+    """Channels that templates of a dense kernel have."""
+    full = config.channels
+    if full > _MANY_CHANNELS:
+        return (full // 16, full // 4, full)
+    return (full,) if kernel == (1, 1) else (full // 2, full)
 
 
 def _usage(owned: list[dict[int, tuple[Parameter, ...]]], templates: Sequence[Template]) -> tuple[int, int]:

@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Float
 
 from ghn_jax.graphs import PRIMITIVES
+from ghn_jax.models import low_rank
 from ghn_jax.models.config import GHNConfig
 from ghn_jax.models.graphormer import MAX_DEGREE, MAX_DISTANCE, PATHS
 from ghn_jax.models.shape_encoder import shape_tables
@@ -172,7 +173,7 @@ def _entries(config: GHNConfig) -> dict[str, _Entry]:
     if config.layer_norm:
         entries.norm("ln", ("ln",), c)
     _PROPAGATION[config.hypernet](entries, config)
-    _decoders(entries, config)
+    _DECODER[config.decoder](entries, config)
     return entries.by_name
 
 
@@ -218,7 +219,7 @@ def _graphormer(entries: _Entries, config: GHNConfig) -> None:
 _PROPAGATION = {"gatedgnn": _gated_gnn, "graphormer": _graphormer, "mlp": _mlp}
 
 
-def _decoders(entries: _Entries, config: GHNConfig) -> None:
+def _full_rank(entries: _Entries, config: GHNConfig) -> None:
     c, s, full, classes = config.hidden, config.max_kernel, config.channels, config.num_classes
     convolutional = config.hypernet != "graphormer"  # linear layers of the same meaning, there
 
@@ -245,3 +246,15 @@ def _decoders(entries: _Entries, config: GHNConfig) -> None:
     }
     for name, form in forms.items():
         entries.add(name, ("decoder", name), *form)
+
+
+def _low_rank(entries: _Entries, config: GHNConfig) -> None:
+    """No file with such a decoder is in circulation: these names are ours."""
+    for name, layer in low_rank.layers(config).items():
+        inputs, outputs = layer.kernel
+        entries.kernel(name, ("decoder", f"{name}.weight"), inputs, outputs)
+        if layer.bias is not None:
+            entries.raw(f"{name}.bias", ("decoder", f"{name}.bias"), *layer.bias)
+
+
+_DECODER = {"full_rank": _full_rank, "low_rank": _low_rank}

@@ -75,6 +75,7 @@ class GraphBuilder:
         self._names, self._leaves = names, leaves
         self._nodes = [_Node(_PRIMITIVE["input"], None, frozenset())]
         self._claims: dict[Leaf, list[Owned]] = {}
+        self._lookups: dict[Leaf, list[Owned]] = {}
         self._unassigned: dict[Leaf, str] = {}
         self._contracted: set[int] = set()
         self.norms: list[Norm] = []
@@ -87,10 +88,11 @@ class GraphBuilder:
         self._nodes.append(_Node(_PRIMITIVE[primitive], shape, frozenset(sources)))
         return len(self._nodes) - 1
 
-    def own(self, owned: Owned) -> None:
+    def own(self, owned: Owned, *, is_lookup: bool = False) -> None:
         """Gives a parameter to a node, unless an earlier node that reaches the output has it (weights may be shared).
 
-        Only what a node decodes can be given to it: real numbers, as many as the node has.
+        Only what a node decodes can be given to it: real numbers, as many as the node has. Where a table is looked up
+        (`is_lookup`), any layer that it is the weight of comes first, as of tied embeddings the classification layer.
         """
         dtype = self._leaves[owned.leaf.index].dtype
         if not jnp.issubdtype(dtype, jnp.floating):
@@ -99,7 +101,7 @@ class GraphBuilder:
         elif owned.view is None and math.prod(self.shape(owned.leaf)) != math.prod(owned.shape):
             self.leave([owned.leaf], f"is not of the size {owned.shape} of the layer that uses it")
         else:
-            self._claims.setdefault(owned.leaf, []).append(owned)
+            (self._lookups if is_lookup else self._claims).setdefault(owned.leaf, []).append(owned)
 
     def resize(self, node: int, shape: Shape) -> None:
         """Sets the shape of a node's parameter."""
@@ -196,7 +198,8 @@ class GraphBuilder:
         """Who owns what, of the nodes that are kept; and what is owned only in part."""
         owners: list[Owned] = []
         partly: dict[Leaf, str] = {}
-        for leaf, claims in self._claims.items():
+        for leaf in {**self._claims, **self._lookups}:
+            claims = self._claims.get(leaf, []) + self._lookups.get(leaf, [])
             live = [claim for claim in claims if claim.node in kept]
             whole = next((claim for claim in live if not is_cut(claim.view or ())), None)
             if whole or not live:

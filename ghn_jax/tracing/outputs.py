@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from ghn_jax.tracing.errors import UnsupportedModel
 from ghn_jax.tracing.walk import Output
@@ -18,6 +19,8 @@ def leaf_name(path: Any) -> str:
 def find_outputs(outputs: Any, images: jax.ShapeDtypeStruct, logits: str | None) -> list[Output]:
     """Which outputs may be the logits (batch, label): those of that name, else one that is called so, else all.
 
+    Of tokens (batch, token) they may be (batch, token, label).
+
     Raises UnsupportedModel if there are none.
     """
     named = [(leaf_name(path), leaf) for path, leaf in jax.tree.leaves_with_path(outputs)]
@@ -29,7 +32,7 @@ def find_outputs(outputs: Any, images: jax.ShapeDtypeStruct, logits: str | None)
     else:
         called = [place for place, (name, _) in enumerate(named) if name.rpartition(".")[2] == "logits"]
         chosen = called or list(range(len(named)))
-    found = [Output(i, named[i][1].shape[1]) for i in chosen if _is_logits(named[i][1].shape, images)]
+    found = [Output(i, named[i][1].shape[-1]) for i in chosen if _is_logits(named[i][1].shape, images)]
     if not found:
         shape = tuple(named[chosen[0]][1].shape) if chosen else ()
         raise UnsupportedModel(
@@ -40,4 +43,7 @@ def find_outputs(outputs: Any, images: jax.ShapeDtypeStruct, logits: str | None)
 
 
 def _is_logits(shape: Sequence[int], images: jax.ShapeDtypeStruct) -> bool:
-    return len(shape) == 2 and shape[0] == images.shape[0]
+    of_each = (
+        (images.shape[:1], images.shape) if jnp.issubdtype(images.dtype, jnp.integer) else (images.shape[:1],)
+    )
+    return tuple(shape[:-1]) in of_each

@@ -12,7 +12,7 @@ from jax.extend import core
 
 from ghn_jax.graphs.graph import PRIMITIVES, Shape
 from ghn_jax.tracing.arithmetic import arithmetic, scaled
-from ghn_jax.tracing.builder import GraphBuilder
+from ghn_jax.tracing.builder import GraphBuilder, Owned
 from ghn_jax.tracing.contraction import contracted, makes_truth, settled
 from ghn_jax.tracing.layers import layer, side_by_side
 from ghn_jax.tracing.statics import CASTS, ROOTS, shape_of, static
@@ -118,6 +118,23 @@ def _dot(builder: GraphBuilder, equation: core.JaxprEqn, operands: Sequence[Valu
     return Activation(
         frozenset(nodes), features=features, experts=(axes[experts[0]], nodes) if len(experts) == 1 else None
     )
+
+
+def _lookup(builder: GraphBuilder, equation: core.JaxprEqn, operands: Sequence[Value]) -> Value:
+    """Rows of a table, as a layer embeds tokens: what multiplying it with one-hot vectors would be."""
+    table, indices = operands
+    numbers, shape = equation.params["dimension_numbers"], shape_of(equation.invars[0])
+    (leaf, view), *others = table.views.items() if isinstance(table, Weight) else ((None, None),)
+    rows = numbers.start_index_map
+    is_embedding = len(shape) == 2 and len(rows) == 1 and numbers.collapsed_slice_dims == rows
+    if leaf is None or view is None or others or not is_embedding or not isinstance(indices, Activation):
+        return contracted(builder, operands, "gather")
+    (row,) = rows
+    public = (shape[row], shape[1 - row])
+    node = builder.node("conv", settled(builder, indices).sources, public)
+    to_public = (*view, Step("transpose", (row, 1 - row)))
+    builder.own(Owned(leaf, node, "weight", public, to_public), is_lookup=True)
+    return Activation(frozenset([node]), features=frozenset(numbers.offset_dims))
 
 
 # -- pools, reductions, concatenation, views ----------------------------------------------------------------------
@@ -231,6 +248,7 @@ RULES: dict[str, Rule] = {
     "conv_general_dilated": _convolution,
     "dot_general": _dot,
     "concatenate": _concatenation,
+    "gather": _lookup,
     "name": _marked,
     **dict.fromkeys(("add", "add_any", "sub", "mul", "div"), arithmetic),
     **dict.fromkeys(

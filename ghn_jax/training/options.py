@@ -35,7 +35,8 @@ _STEPS_PER_EPOCH = 10
 
 _VAL_ARCHS = 4
 
-_DEFAULTS_OF_FAMILY = {"ghn3": {"recipe": "ghn3", "draw": "wider"}}
+_AS_GHN3 = {"recipe": "ghn3", "draw": "wider"}
+_DEFAULTS_OF_FAMILY = {"ghn3": _AS_GHN3, "logah": _AS_GHN3}
 _DEFAULTS_OF_PAIR = {("ghn3", "imagenet"): {"batch_size": 128, "epochs": 75}}  # published
 _DEFAULTS_OF_PRESET = {"ghn1": {"meta_batch_size": 1}, "ghn3-xl": {"meta_batch_size": 16}}
 """Settings by the family of the preset, by both, and by preset; they overrule those by dataset."""
@@ -75,7 +76,7 @@ class TrainOptions:
     """Height and width that images are resized to and networks are made for, 16 or a multiple of 32 [nearly that of
     the images, 224 at most; digits: 16]."""
     preset: str = "ghn2"
-    """ghn2, ghn1, mlp, or ghn3-t, -s, -l, -xl."""
+    """ghn2, ghn1, mlp, ghn3-t, -s, -l, -xl, or logah-t, -s."""
     deepnets_dir: pathlib.Path | None = None
     """Directory of DeepNets-1M, whose training architectures are taken instead of sampled ones: the official
     deepnets1m_train.hdf5 with its meta file, or a split that datasets.deepnets1m wrote."""

@@ -12,7 +12,7 @@ import pytest
 from ghn_jax.deepnets import sampling
 from ghn_jax.deepnets.lowering import lower
 from ghn_jax.models.config import GHNConfig, preset
-from ghn_jax.models.decoder import decode_positions
+from ghn_jax.models.full_rank import decode_positions
 from ghn_jax.models.ghn import init_params
 from ghn_jax.models.templates import deepnets_templates, make_plan
 from ghn_jax.training import meta
