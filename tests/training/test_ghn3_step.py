@@ -150,7 +150,7 @@ def take_step(config: GHNConfig) -> Case:
     network = lower(ARCH)
     step = meta.make_ghn_step(config, templates, optimizer, devices, RECIPE)
     prepared = prepare.prepare((network,), config, templates, num_devices=1)
-    state, _ = meta.meta_step(step, state, prepared, [images], [labels], None)
+    state, _ = meta.meta_step(step, state, prepared, [images[None]], [labels[None]], None)
     return Case(params, network, images, labels, own_gradient(state))
 
 
