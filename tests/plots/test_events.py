@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("matplotlib")
 pytest.importorskip("tensorboardX")
-from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportMissingImports]
+from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportMissingImports, reportAttributeAccessIssue]
 
 from ghn_jax.plots.__main__ import PlotOptions, plot
 
