@@ -172,7 +172,9 @@ def test_requirements_are_those_of_the_package():
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_optional_libraries_are_imported_under_their_extra(path: pathlib.Path):
-    needed = modules(PROJECT["dependencies"]) | sys.stdlib_module_names
+    needed = (
+        modules(PROJECT["dependencies"]) | sys.stdlib_module_names | {"compression"}
+    )  # from Python 3.14 on
     extras = {name: modules(requirements) for name, requirements in PROJECT["optional-dependencies"].items()}
     for module, extra in imported(ast.parse(path.read_text())):
         allowed = extras[extra] if extra else needed

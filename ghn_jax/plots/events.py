@@ -21,7 +21,10 @@ def write_events(metrics: pathlib.Path, directory: pathlib.Path) -> None:
     Raises ValueError if there is nothing to write.
     """
     lines = records.read(metrics, "run")
-    earlier = list(directory.glob(f"events.out.tfevents.*{_SUFFIX}"))
+    for earlier in directory.glob(
+        f"events.out.tfevents.*{_SUFFIX}"
+    ):  # all of it comes again from the metrics
+        earlier.unlink()
     seconds = [line.get("seconds", 0.0) for line in lines]
     start = metrics.stat().st_mtime - max(seconds)
     now = 0.0
@@ -31,5 +34,3 @@ def write_events(metrics: pathlib.Path, directory: pathlib.Path) -> None:
             for name, value in line.items():
                 if name != "step" and records.is_finite(value):
                     writer.add_scalar(name, value, line["step"], walltime=start + now)
-    for path in earlier:
-        path.unlink()

@@ -14,8 +14,8 @@ __all__ = ["DEFAULT", "TrainedGHN", "bundled", "config_from_dict", "list_ghns", 
 
 _HERE = pathlib.Path(__file__).parent
 
-DEFAULT = "ghn2-digits"
-"""The GHN that is used unless another is named."""
+DEFAULT = "ghn2-cifar10"
+"""The GHN that predicts unless another is named."""
 
 
 def bundled() -> list[str]:

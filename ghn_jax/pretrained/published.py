@@ -57,7 +57,9 @@ GHNS = {
     "ghn3lm8": _on_hub("ghn3lm8.pt", "GHN-3-L, 214.7 M weights"),
     "ghn3xlm16": _on_hub("ghn3xlm16.pt", "GHN-3-XL, 654.4 M weights"),
     "ghn2-imagenet": _on_hub("ghn2.pt", "GHN-2", "ghn2_imagenet.pt", "checkpoints/ghn2_imagenet.pt"),
-    "ghn2-cifar10": _in_ppuda("ghn2_cifar10", "GHN-2, CIFAR-10"),
+    "ppuda-ghn2-cifar10": _in_ppuda(
+        "ghn2_cifar10", "GHN-2, CIFAR-10"
+    ),  # the short name is of one that is bundled
     "ghn1-cifar10": _in_ppuda("ghn1_cifar10", "GHN-1, CIFAR-10"),
     "ghn1-imagenet": _in_ppuda("ghn1_imagenet", "GHN-1, ImageNet"),
     "mlp-cifar10": _in_ppuda("mlp_cifar10", "MLP baseline, CIFAR-10"),

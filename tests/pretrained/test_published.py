@@ -90,6 +90,7 @@ def test_without_the_library_of_the_hub(monkeypatch, tmp_path):
 def test_lists():
     assert {"ghn2-digits", "ghn3xlm16", "ghn2-imagenet"} <= set(ghn_jax.list_ghns())
     assert set(ghn_jax.list_ghns()) == {*pretrained.bundled(), *published.GHNS}
+    assert not {*pretrained.bundled()} & {*published.GHNS}
     assert ghn_jax.list_targets() == list(NAMES)
     assert set(ghn_jax.list_targets("resnet*")) == {name for name in NAMES if name.startswith("resnet")}
     with pytest.raises(ValueError, match="did you mean 'ghn3xlm16'"):
