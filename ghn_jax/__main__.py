@@ -37,12 +37,18 @@ def train() -> None:
 def evaluate() -> None:
     """`ghn-evaluate`."""
     with commands.errors_as_lines():
+        from ghn_jax.evaluation.accuracy import NotFinite
         from ghn_jax.evaluation.options import EvaluateOptions
         from ghn_jax.evaluation.report import evaluate
 
     def evaluate_and_draw(options: EvaluateOptions) -> None:
-        evaluate(options)
-        draw(pathlib.Path(options.ckpt))
+        run = pathlib.Path(options.ckpt).expanduser()
+        try:
+            evaluate(options)
+        except NotFinite:  # raised when all others are done
+            draw(run)
+            raise
+        draw(run)
 
     commands.run(EvaluateOptions, evaluate_and_draw)
 

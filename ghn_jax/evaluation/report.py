@@ -145,7 +145,7 @@ def _evaluate_split(options: EvaluateOptions, shown: Status) -> tuple[Summary, d
             outcome = next(rows)
             if isinstance(outcome, NotFinite):
                 failures[key] = outcome
-                print(f"{key:>10}  not finite: no accuracy", flush=True)
+                shown.say(f"{key:>10}  not finite: no accuracy")
                 continue
             done[key], damaged_images = outcome
             results.append(path, done[key])

@@ -1,5 +1,6 @@
 """Counts XLA compilations, and keeps them on disk for the next run."""
 
+import contextlib
 import os
 import pathlib
 import tempfile
@@ -10,14 +11,17 @@ import jax
 
 try:
     from compression.zstd import ZstdError, decompress  # pyright: ignore[reportMissingImports]
-except ImportError:  # jax takes zlib too, where Python has no other
-    ZstdError, decompress = zlib.error, zlib.decompress
+except ImportError:  # before Python 3.14
+    ZstdError, decompress = zlib.error, None
 
 _COMPILE = "/jax/core/compile/backend_compile_duration"
 _CACHE_HIT = "/jax/compilation_cache/cache_hits"
 
 _ENTRY = "-cache"
 """How jax ends the names of the files that it keeps programs in."""
+
+_ZSTD = bytes.fromhex("28b52ffd")
+"""How a program begins that jax compressed with Zstandard, of Python or of another library; others are zlib's."""
 
 _COARSEST_CLOCK = 2.0
 """Seconds to which a file system may round times."""
@@ -102,11 +106,22 @@ def remove_damaged(directory: pathlib.Path) -> int:
     stamp.touch()
     removed = 0
     with os.scandir(directory) as entries:
-        changed = [e.path for e in entries if e.name.endswith(_ENTRY) and e.stat().st_ctime >= since]
-    for path in map(pathlib.Path, changed):
-        try:
-            decompress(path.read_bytes())
-        except (zlib.error, ZstdError):
-            path.unlink(missing_ok=True)
-            removed += 1
+        names = [entry.name for entry in entries if entry.name.endswith(_ENTRY)]
+    for path in map(directory.joinpath, names):
+        with contextlib.suppress(FileNotFoundError):  # another command removes them too
+            if path.stat().st_ctime >= since and _is_damaged(path.read_bytes()):
+                path.unlink()
+                removed += 1
     return removed
+
+
+def _is_damaged(program: bytes) -> bool:
+    """Whether a compressed program cannot be read; one that only another library reads counts as whole."""
+    try:
+        if not program.startswith(_ZSTD):
+            zlib.decompress(program)
+        elif decompress is not None:
+            decompress(program)
+    except (zlib.error, ZstdError):
+        return True
+    return False

@@ -98,7 +98,7 @@ class TrainOptions:
     """Architectures: published, of 32 to 128 channels; wider, with more where images are large; or narrow, of 32 and
     the lighter half [published, digits: narrow, with ghn3: wider]."""
     epochs: int | None = None
-    """Passes over the images [300, imagenet: 150, with ghn3: 75, digits: 5]."""
+    """Passes over the images, as one architecture sees them [300, imagenet: 150, with ghn3: 75, digits: 5]."""
     steps: int | None = None
     """Stop after this many steps, even if the epochs are not over."""
     learning_rate: float | None = None

@@ -55,6 +55,18 @@ def test_damaged_programs_are_replaced(tmp_path: pathlib.Path):
     assert (last.stdout, last.stderr) == ("0\n", "")
 
 
+def test_programs_that_another_library_compressed_are_left(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(
+        compilation, "decompress", None
+    )  # as before Python 3.14, where jax takes zstandard if it is there
+    (tmp_path / "of_zstandard-cache").write_bytes(bytes.fromhex("28b52ffd") + b"whatever")
+    (tmp_path / "garbled-cache").write_bytes(b"whatever")
+    assert compilation.remove_damaged(tmp_path) == 1
+    assert [path.name for path in tmp_path.glob("*-cache")] == ["of_zstandard-cache"]
+
+
 def test_a_directory_that_cannot_be_written_is_one_warning():
     before = jax.config.jax_compilation_cache_dir  # pyright: ignore
     with pytest.warns(UserWarning, match=r"/proc/no cannot be written .*give another --compilation_cache"):
