@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 
 from ghn_jax.deepnets import sampling
-from ghn_jax.evaluation.accuracy import Summary
+from ghn_jax.evaluation.accuracy import NotFinite, Summary
 from ghn_jax.evaluation.options import TABLE, EvaluateOptions
 
 SPLITS = ("test", "wide", "deep", "dense", "bnfree", "predefined")
@@ -22,25 +22,31 @@ def evaluate_table(
     Args:
       evaluate_split: makes the summary of a split, and the accuracy of each of its architectures.
 
-    Raises ValueError if there is none of the splits.
+    Raises ValueError if there is none of the splits; NotFinite, when all is done, for those with networks that are not.
     """
     if options.arch is not None or options.results is not None:
         raise ValueError(
             f"`split` (={TABLE}) is of all architectures, in a file a split: leave --arch, --results out"
         )
-    columns = {}
+    columns, failures = {}, []
     for split in SPLITS:
         if missing := _missing(options, split):
             print(f"{split}: {missing}, left out")
             continue
-        summary, accuracies = evaluate_split(dataclasses.replace(options, split=split))
-        columns[split] = _cell(split, summary, accuracies)
+        try:
+            summary, accuracies = evaluate_split(dataclasses.replace(options, split=split))
+            columns[split] = _cell(split, summary, accuracies)
+        except NotFinite as error:  # the other splits are evaluated all the same
+            columns[split] = "not finite"
+            failures.append(f"{split}: {error}")
     if not columns:
         raise ValueError(f"`deepnets_dir` (={str(options.deepnets_dir)!r}) has none of {', '.join(SPLITS)}")
     print(f"\n{options.ckpt}: mean ± standard error (max) over the architectures of each split")
     print("| " + " | ".join(columns) + " |")
     print("|" + "---|" * len(columns))
     print("| " + " | ".join(columns.values()) + " |")
+    if failures:
+        raise NotFinite("; ".join(failures))
 
 
 def _missing(options: EvaluateOptions, split: str) -> str | None:

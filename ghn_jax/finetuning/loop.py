@@ -103,130 +103,116 @@ def train(
 ) -> Finetuned:
     """As `finetune`; `identity` holds JSON values which a run in the same directory must share."""
     with locked(workdir) if workdir else contextlib.nullcontext():
-        return _train(model, data, init, recipe, workdir, checkpoint_every, log_every, say, identity)
+        # -- model, optimiser and start ----------------------------------------------------------------------------
+        sample_input = jax.ShapeDtypeStruct((1, *data.image_shape), jnp.float32)
+        network = classifier(model, sample_input)
+        if data.num_images is None and recipe.steps is None:
+            raise ValueError("`steps` (=None) must be given, since `data` is an iterator: one batch a step")
+        num_images = data.num_images or 0
+        last_step = recipe.num_steps(num_images)
+        batch_size = recipe.images_per_step(num_images) if num_images else 0
+        tests = recipe.evaluation_steps(last_step)
+        rates = np.asarray(jax.vmap(learning_rate(recipe, last_step))(jnp.arange(last_step)))
+        optimizer = make_optimizer(recipe, last_step)
+        variables, notes = make_start(init, model, network, sample_input, recipe)
+        params, state = network.split(variables)
+        _check(network, params, state, sample_input, data)
+        begin = State(params, state, jax.jit(optimizer.init)(params), jnp.zeros((), jnp.int32))
 
+        # -- resume: checkpoint (settings must agree), then the metrics up to it -------------------------------------
+        identity = identity | recipe.identity() | {"last_step": last_step, "parameters": _shapes(params)}
+        checkpoints = RunCheckpoints(workdir) if workdir else None
+        progress: dict[str, Any] = {"images": {}}
+        mark = None
+        for remark in checkpoints.heal() if checkpoints else ():
+            say(f"note: {remark}")
+        fresh = checkpoints is None or checkpoints.latest_step() is None
+        if checkpoints is not None and not fresh:
+            saved = checkpoints.meta()
+            _check_same_run(workdir, identity, saved.get("finetuned"))
+            progress |= saved["progress"]
+            mark = saved["metrics"]
+            begin = _restored(checkpoints.restore(_saved(begin)), begin)
+            say(f"resuming {workdir} after step {int(begin.step)}")
+        first_step = int(begin.step)
+        file = workdir / "metrics.jsonl" if workdir else None
+        metrics = MetricsFile(file, mark)
+        tested = [] if file is None else read_tests(file, first_step)
+        batches = data.batches(batch_size, recipe.seed, first_step, progress["images"])
+        batch = batches(first_step) if first_step < last_step else None
+        if fresh and batch is not None and jax.tree.leaves(begin.state):
+            filled = fill_running_statistics(model, network.join(begin.params, begin.state), batch[0])
+            begin = begin._replace(state=network.split(filled)[1])
+        for note in notes if fresh else ():
+            say(f"note: {note}")
 
-def _train(
-    model: Any,
-    data: Data,
-    init: str | pathlib.Path | TrainedGHN,
-    recipe: Recipe,
-    workdir: pathlib.Path | None,
-    checkpoint_every: int,
-    log_every: int,
-    say: Callable[[str], None],
-    identity: dict[str, Any],
-) -> Finetuned:
-    # -- model, optimiser and start ----------------------------------------------------------------------------
-    sample_input = jax.ShapeDtypeStruct((1, *data.image_shape), jnp.float32)
-    network = classifier(model, sample_input)
-    if data.num_images is None and recipe.steps is None:
-        raise ValueError("`steps` (=None) must be given, since `data` is an iterator: one batch a step")
-    num_images = data.num_images or 0
-    last_step = recipe.num_steps(num_images)
-    batch_size = recipe.images_per_step(num_images) if num_images else 0
-    tests = recipe.evaluation_steps(last_step)
-    rates = np.asarray(jax.vmap(learning_rate(recipe, last_step))(jnp.arange(last_step)))
-    optimizer = make_optimizer(recipe, last_step)
-    variables, notes = make_start(init, model, network, sample_input, recipe)
-    params, state = network.split(variables)
-    _check(network, params, state, sample_input, data)
-    begin = State(params, state, jax.jit(optimizer.init)(params), jnp.zeros((), jnp.int32))
+        # -- the loop ------------------------------------------------------------------------------------------------
+        devices = Devices()
+        now = devices.replicate(jax.tree.map(jnp.array, begin))  # copies: a step uses its state up
+        step_of, evaluate = make_step(network, optimizer, recipe), jax.jit(network.evaluate)
+        dropout_key = jax.random.fold_in(jax.random.key(recipe.seed), 1)
 
-    # -- resume: checkpoint (settings must agree), then the metrics up to it -------------------------------------
-    identity = identity | recipe.identity() | {"last_step": last_step, "parameters": _shapes(params)}
-    checkpoints = RunCheckpoints(workdir) if workdir else None
-    progress: dict[str, Any] = {"images": {}}
-    mark = None
-    for remark in checkpoints.heal() if checkpoints else ():
-        say(f"note: {remark}")
-    fresh = checkpoints is None or checkpoints.latest_step() is None
-    if checkpoints is not None and not fresh:
-        saved = checkpoints.meta()
-        _check_same_run(workdir, identity, saved.get("finetuned"))
-        progress |= saved["progress"]
-        mark = saved["metrics"]
-        begin = _restored(checkpoints.restore(_saved(begin)), begin)
-        say(f"resuming {workdir} after step {int(begin.step)}")
-    first_step = int(begin.step)
-    file = workdir / "metrics.jsonl" if workdir else None
-    metrics = MetricsFile(file, mark)
-    tested = [] if file is None else read_tests(file, first_step)
-    batches = data.batches(batch_size, recipe.seed, first_step, progress["images"])
-    batch = batches(first_step) if first_step < last_step else None
-    if fresh and batch is not None and jax.tree.leaves(begin.state):
-        filled = fill_running_statistics(model, network.join(begin.params, begin.state), batch[0])
-        begin = begin._replace(state=network.split(filled)[1])
-    for note in notes if fresh else ():
-        say(f"note: {note}")
+        def test() -> None:
+            result = data.test(lambda images: evaluate(now.params, now.state, images))
+            if result is not None:
+                tested.append(Scored(int(now.step), result.top1, result.top5))
+                metrics.write(step=int(now.step), test_top1=result.top1, test_top5=result.top5)
+                say(f"step {int(now.step)}/{last_step}  test top-1 {result.top1:.2f} %")
 
-    # -- the loop ------------------------------------------------------------------------------------------------
-    devices = Devices()
-    now = devices.replicate(jax.tree.map(jnp.array, begin))  # copies: a step uses its state up
-    step_of, evaluate = make_step(network, optimizer, recipe), jax.jit(network.evaluate)
-    dropout_key = jax.random.fold_in(jax.random.key(recipe.seed), 1)
+        def save() -> None:
+            if checkpoints is not None:
+                meta = {"finetuned": identity, "progress": progress, "metrics": metrics.mark()}
+                checkpoints.save(_saved(jax.device_get(now)), meta)
 
-    def test() -> None:
-        result = data.test(lambda images: evaluate(now.params, now.state, images))
-        if result is not None:
-            tested.append(Scored(int(now.step), result.top1, result.top5))
-            metrics.write(step=int(now.step), test_top1=result.top1, test_top5=result.top5)
-            say(f"step {int(now.step)}/{last_step}  test top-1 {result.top1:.2f} %")
-
-    def save() -> None:
-        if checkpoints is not None:
-            meta = {"finetuned": identity, "progress": progress, "metrics": metrics.mark()}
-            checkpoints.save(_saved(jax.device_get(now)), meta)
-
-    say(
-        f"{_shapes(params):,} parameters, steps {first_step} to {last_step}"
-        + (f" of {batch_size} images" if batch_size else "")
-        + f", {jax.device_count()} device(s) ({jax.devices()[0].device_kind})"
-        + (f" -> {workdir}" if workdir else "")
-    )
-    remark = (
-        "saving when this step is done; once more ends at once"
-        if workdir
-        else "ending when this step is done"
-    )
-    with contextlib.closing(metrics), contextlib.closing(data), signals.noted(remark) as request:
-        if fresh:  # so that there never are metrics without a checkpoint
-            save()
-        if first_step == 0 and 0 in tests:
-            test()
-        clock = Clock(first_step, last_step)
-        for step in range(first_step, last_step):
-            assert batch is not None
-            images, labels = devices.share(batch)
-            now, measured = step_of(now, images, labels, dropout_key)
-            if step + 1 < last_step:
-                batch = batches(step + 1)  # while the devices are at work
-            loss, top1, norm = (float(value) for value in measured)
-            if not np.isfinite(loss):
-                raise NonFiniteLoss(
-                    f"`loss` (={loss}) is not finite at step {step + 1}: lower `learning_rate` "
-                    f"(={recipe.learning_rate}), or add `warmup_steps`; checkpoints are as before"
-                )
-            clock.tick(step + 1)
-            metrics.write(
-                step=step + 1,
-                loss=loss,
-                top1=top1,
-                gradient_norm=norm,
-                learning_rate=float(rates[step]),
-                seconds=round(metrics.before["seconds"] + clock.seconds, 3),
-            )
-            if (step + 1) % log_every == 0 or step + 1 == last_step:
-                say(f"step {step + 1}/{last_step}  loss {loss:.3f}  top1 {top1:.1f} %  ETA {clock.eta}")
-            if step + 1 in tests:
-                test()
-            if (step + 1) % checkpoint_every == 0 or step + 1 == last_step or request.number:
+        say(
+            f"{_shapes(params):,} parameters, steps {first_step} to {last_step}"
+            + (f" of {batch_size} images" if batch_size else "")
+            + f", {jax.device_count()} device(s) ({jax.devices()[0].device_kind})"
+            + (f" -> {workdir}" if workdir else "")
+        )
+        remark = (
+            "saving when this step is done; once more ends at once"
+            if workdir
+            else "ending when this step is done"
+        )
+        with contextlib.closing(metrics), contextlib.closing(data), signals.noted(remark) as request:
+            if fresh:  # so that there never are metrics without a checkpoint
                 save()
-            if request.number and step + 1 < last_step:
-                goes_on = f"saved after step {step + 1}; the same command goes on from there"
-                nothing = f"step {step + 1} was the last, and nothing is kept without `workdir`"
-                raise signals.Interrupted(request.number, goes_on if workdir else nothing)
-    return Finetuned(network.join(now.params, now.state), tested, notes)
+            if first_step == 0 and 0 in tests:
+                test()
+            clock = Clock(first_step, last_step)
+            for step in range(first_step, last_step):
+                assert batch is not None
+                images, labels = devices.share(batch)
+                now, measured = step_of(now, images, labels, dropout_key)
+                if step + 1 < last_step:
+                    batch = batches(step + 1)  # while the devices are at work
+                loss, top1, norm = (float(value) for value in measured)
+                if not np.isfinite(loss):
+                    raise NonFiniteLoss(
+                        f"`loss` (={loss}) is not finite at step {step + 1}: lower `learning_rate` "
+                        f"(={recipe.learning_rate}), or add `warmup_steps`; checkpoints are as before"
+                    )
+                clock.tick(step + 1)
+                metrics.write(
+                    step=step + 1,
+                    loss=loss,
+                    top1=top1,
+                    gradient_norm=norm,
+                    learning_rate=float(rates[step]),
+                    seconds=round(metrics.before["seconds"] + clock.seconds, 3),
+                )
+                if (step + 1) % log_every == 0 or step + 1 == last_step:
+                    say(f"step {step + 1}/{last_step}  loss {loss:.3f}  top1 {top1:.1f} %  ETA {clock.eta}")
+                if step + 1 in tests:
+                    test()
+                if (step + 1) % checkpoint_every == 0 or step + 1 == last_step or request.number:
+                    save()
+                if request.number and step + 1 < last_step:
+                    goes_on = f"saved after step {step + 1}; the same command goes on from there"
+                    nothing = f"step {step + 1} was the last, and nothing is kept without `workdir`"
+                    raise signals.Interrupted(request.number, goes_on if workdir else nothing)
+        return Finetuned(network.join(now.params, now.state), tested, notes)
 
 
 def read_tests(file: pathlib.Path, last: int) -> list[Scored]:

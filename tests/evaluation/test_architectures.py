@@ -6,7 +6,7 @@ import pytest
 
 from datasets.deepnets1m import write_split
 from ghn_jax.deepnets import sampling
-from ghn_jax.evaluation.accuracy import Summary
+from ghn_jax.evaluation.accuracy import NotFinite, Summary
 from ghn_jax.evaluation.architectures import select
 from ghn_jax.evaluation.options import EvaluateOptions
 from ghn_jax.evaluation.table import evaluate_table
@@ -72,3 +72,15 @@ def test_table_has_the_columns_of_the_paper(directory, capsys):
     evaluated.clear()
     evaluate_table(EvaluateOptions(split="table"), evaluate_split)
     assert evaluated == ["test", "wide", "deep", "dense", "bnfree", "predefined"]
+
+
+def test_the_table_goes_on_past_a_split_that_is_not_finite(directory, capsys):
+    def evaluate_split(options):
+        if options.split == "wide":
+            raise NotFinite("architecture 3 is not finite")
+        return Summary(66.9, 0.34, 77.1, 3), {"resnet50": 58.6, "vit": 11.4}
+
+    with pytest.raises(NotFinite, match="wide: architecture 3 is not finite"):
+        evaluate_table(EvaluateOptions(split="table", deepnets_dir=directory), evaluate_split)
+    printed = capsys.readouterr().out
+    assert "| not finite | 66.9 ± 0.3 (77.1) | resnet50 58.6 / vit 11.4 |" in printed
