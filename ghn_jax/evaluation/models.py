@@ -21,7 +21,7 @@ from ghn_jax.graphs import draw
 from ghn_jax.images.resident import ImageDataset
 from ghn_jax.images.sources import StreamedDataset
 from ghn_jax.predict import predict_parameters
-from ghn_jax.runtime import outputs
+from ghn_jax.runtime import late_callbacks, outputs
 from ghn_jax.runtime.extras import extra
 from ghn_jax.targets import NAMES, target, variant
 from ghn_jax.targets.importing import import_model
@@ -113,7 +113,7 @@ def export(variables: Any, path: pathlib.Path, public_names: bool) -> None:
         with extra("train"):
             import orbax.checkpoint as ocp  # takes a second to import
 
-        with ocp.StandardCheckpointer() as checkpointer:
+        with late_callbacks.unheard(), ocp.StandardCheckpointer() as checkpointer:
             checkpointer.save(path.absolute(), variables)
         return
     has_params = isinstance(variables, Mapping) and "params" in variables

@@ -17,6 +17,7 @@ from flax import serialization
 
 from ghn_jax.pretrained import runs
 from ghn_jax.pretrained.runs import CHECKSUMS, META, STATE, DamagedCheckpoint
+from ghn_jax.runtime import late_callbacks
 
 KEPT = 3
 """How many of the latest checkpoints are kept, besides the best."""
@@ -55,7 +56,8 @@ class RunCheckpoints:
         partial.mkdir(parents=True)
         try:
             arrays = jax.tree.map(np.asarray, serialization.to_state_dict(state))
-            runs.checkpointer().save(partial / STATE, arrays)
+            with late_callbacks.unheard():
+                runs.checkpointer().save(partial / STATE, arrays)
             (partial / META).write_text(json.dumps(record))
             (partial / CHECKSUMS).write_text(runs.checksums(partial))
             _on_disk(partial / CHECKSUMS)
