@@ -190,6 +190,7 @@ def _train(plan: _Plan, owned: contextlib.ExitStack, shown: Status) -> None:
                 "options": options.identity(),
                 "config": dataclasses.asdict(ghn_config),
                 "info": info,
+                "recipe": dataclasses.asdict(recipe),
                 "data": dataset.identity.to_dict(),
                 "schedule_steps": schedule_steps,
             }

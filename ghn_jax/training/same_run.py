@@ -36,6 +36,13 @@ def check(
             f"({_state(recipe)}) cannot go on with: use that recipe, or give another --workdir and "
             f"--init={options.workdir} to start from its weights"
         )
+    if before["recipe"] == options.recipe:  # which may be another one in another version
+        parts = saved.get("recipe", {})
+        differences += [
+            f"{name} of the recipe {options.recipe} was {parts[name]}, is {value}"
+            for name, value in vars(recipe).items()
+            if name not in now and parts.get(name, value) != value
+        ]
     schedule_before = saved.get("schedule_steps", schedule_steps)
     rescheduled = recipe.schedule == "cosine" and schedule_before != schedule_steps
     if rescheduled:

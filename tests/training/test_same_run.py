@@ -50,6 +50,13 @@ def test_a_recipe_with_another_state_is_refused_with_what_differs(change: bool):
         check(options(recipe="published", change_options=change), saved())
 
 
+def test_a_recipe_that_is_another_one_in_this_version_is_refused_with_what_differs():
+    parts = dataclasses.asdict(options().full_recipe())
+    assert check(options(), saved(recipe=parts)) == []
+    with pytest.raises(ValueError, match="own_images of the recipe efficient was False, is True"):
+        check(options(), saved(recipe=parts | {"own_images": False}))
+
+
 def test_checkpoints_of_earlier_versions_go_on():
     first = options(recipe="published", draw="published", image_size=32)
     newer = ("recipe", "draw", "image_size", "deepnets_dir", "precision")
