@@ -1,7 +1,8 @@
-"""Networks side by side on the cores of a CPU.
+"""Networks side by side on a device.
 
-A block is a small program. Cut into parts for all cores it makes them wait for each other, hundreds of times a
-network; so two networks run at a time instead, each on its half of the cores.
+A block is a small program. On the CPU, cut into parts for all cores, it makes them wait for each other, hundreds of
+times a network; so two networks run at a time instead, each on its half of the cores. On a GPU or TPU it is done before
+Python has started the next one; so several networks are started at a time.
 """
 
 import concurrent.futures
@@ -18,7 +19,9 @@ from ghn_jax.executor.convolutions import on_cpu
 T = TypeVar("T")
 
 _CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-_LANES = min(2, _CORES)  # more would each keep a network's activations
+_ON_CPU = min(2, _CORES)  # more would each keep a network's activations
+ON_ACCELERATORS = 4
+"""Networks that a GPU or TPU runs at a time (`python -m benchmarks.device` compares)."""
 _THREADS = "PJRT_NPROC"
 """Tells XLA on how many threads a CPU is to run a program."""
 
@@ -28,14 +31,15 @@ def share_cores() -> None:
 
     From then on a computation on the CPU runs on the thread that calls for it, and is done when the call returns.
     """
-    os.environ.setdefault(_THREADS, str(_CORES // _LANES))
+    os.environ.setdefault(_THREADS, str(_CORES // _ON_CPU))
     with contextlib.suppress(AttributeError):  # an option that another version of jax may not have
         jax.config.update("jax_cpu_enable_async_dispatch", False)
 
 
 def run_in_lanes(run: Callable[[int], T], count: int) -> Iterator[T]:
-    """Yields run(0), ..., run(count - 1), on the CPU two of them computed at a time."""
-    if not on_cpu():
+    """Yields run(0), ..., run(count - 1), a few of them computed at a time."""
+    lanes = _ON_CPU if on_cpu() else ON_ACCELERATORS
+    if lanes == 1:
         yield from map(run, range(count))
         return
     wide = jnp.result_type(float) == jnp.float64  # jax's setting is of a thread
@@ -44,5 +48,5 @@ def run_in_lanes(run: Callable[[int], T], count: int) -> Iterator[T]:
         with jax.enable_x64(wide):
             return run(index)
 
-    with concurrent.futures.ThreadPoolExecutor(_LANES) as pool:
+    with concurrent.futures.ThreadPoolExecutor(lanes) as pool:
         yield from pool.map(run_alike, range(count))

@@ -196,16 +196,23 @@ def _call(function: Callable, block: Block, *arrays: Array) -> Any:
     """function(block, *arrays), compiled; as it is where a larger program is being traced."""
     if isinstance(arrays[0], jax.core.Tracer):
         return function(block, *arrays)
-    return _compiled(function, block, arrays[0].sharding, *((x.shape, x.dtype) for x in arrays))(*arrays)
+    precision = jax.config.jax_default_matmul_precision  # pyright: ignore
+    shapes = ((x.shape, x.dtype) for x in arrays)
+    return _compiled(function, block, precision, arrays[0].sharding, *shapes)(*arrays)
 
 
 @functools.cache
 def _compiled(
-    function: Callable, block: Block, sharding: Any, *shapes: tuple[tuple[int, ...], Any]
+    function: Callable,
+    block: Block,
+    precision: str | None,
+    sharding: Any,
+    *shapes: tuple[tuple[int, ...], Any],
 ) -> Callable:
     """Compiled ahead of time, since jit would also keep what it compiled from: five times the memory.
 
-    Arrays are known by shape and type alone: an array's `aval` also tells what mesh made it, pmap's or none.
+    Arrays are known by shape and type alone: an array's `aval` also tells what mesh made it, pmap's or none. The
+    precision is jax's setting, of which the program is made.
     """
     abstract = [jax.ShapeDtypeStruct(shape, dtype, sharding=sharding) for shape, dtype in shapes]
     jitted = jax.jit(functools.partial(function, block), compiler_options=options_for(block))

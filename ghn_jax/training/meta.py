@@ -3,8 +3,8 @@
   min_theta  mean over networks a of  loss(a with parameters H(a; theta), images)    [1, Eq. 1]
 
 The GHN's part runs under pmap, each device with its share of the meta-batch. Between decoding a network and
-pulling its gradient back, the executor runs it forward and backward, so that the activations of one network
-exist at a time on a device, of two on a CPU.
+pulling its gradient back, the executor runs it forward and backward, so that the activations of a few networks
+exist at a time.
 
 [1] Knyazev et al., Parameter Prediction for Unseen Deep Architectures, NeurIPS 2021.
 """

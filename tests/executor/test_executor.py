@@ -150,9 +150,13 @@ def test_cpu_convolutions_equal_native_ones(
         np.testing.assert_allclose(ours, native, rtol=1e-4, atol=1e-4 * float(jnp.abs(native).max()))
 
 
+@pytest.mark.parametrize("cpu", [True, False])
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("dilation", [1, 2])
-def test_cpu_depthwise_equals_the_native_one(stride: int, dilation: int):
+def test_depthwise_equals_the_native_one(
+    stride: int, dilation: int, cpu: bool, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(convolutions, "on_cpu", lambda: cpu)
     x = jax.random.normal(jax.random.key(0), (2, 8, 8, 16))
     w = jax.random.normal(jax.random.key(1), (3, 3, 16))
 

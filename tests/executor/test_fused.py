@@ -233,11 +233,13 @@ def test_a_step_equals_that_of_blocks(one_device: Setting, step_on_one_device):
     assert_same(step_on_one_device, one_device.blocks_step())
 
 
-def test_two_networks_at_a_time_change_nothing(one_device: Setting, monkeypatch: pytest.MonkeyPatch):
+def test_networks_at_a_time_change_nothing(one_device: Setting, monkeypatch: pytest.MonkeyPatch):
     together = one_device.blocks_step()
     monkeypatch.setattr(lanes, "on_cpu", lambda: False)
-    for one, other in zip(together, one_device.blocks_step(), strict=True):
-        np.testing.assert_array_equal(one, other)
+    for lanes_of_a_gpu in (1, lanes.ON_ACCELERATORS):
+        monkeypatch.setattr(lanes, "ON_ACCELERATORS", lanes_of_a_gpu)
+        for one, other in zip(together, one_device.blocks_step(), strict=True):
+            np.testing.assert_array_equal(one, other)
 
 
 def test_a_step_does_not_depend_on_the_devices(step_on_one_device, tmp_path: pathlib.Path):

@@ -27,7 +27,7 @@ x = jnp.ones((1024, 1024))
 product(x).block_until_ready()
 print(product(x).is_ready(), len(os.listdir("/proc/self/task")), os.environ.get("PJRT_NPROC"))
 """
-several_cores = pytest.mark.skipif(lanes._LANES < 2, reason="one core is not shared")
+several_cores = pytest.mark.skipif(lanes._ON_CPU < 2, reason="one core is not shared")
 linux = pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="threads are counted in /proc")
 
 
