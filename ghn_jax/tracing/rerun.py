@@ -15,6 +15,7 @@ from jax.extend import core
 from jaxtyping import Array
 
 from ghn_jax.tracing.errors import UnsupportedModel
+from ghn_jax.tracing.loops import loop_of
 from ghn_jax.tracing.masks import MASKED
 from ghn_jax.tracing.statics import shape_of, static
 from ghn_jax.tracing.values import Constant, Leaf, Norm, state
@@ -239,19 +240,14 @@ class Rerun:
 
     def _scan(self, equation: core.JaxprEqn, operands: list[Any]) -> list[Any]:
         """Unrolls a loop in which there are norms."""
-        params = equation.params
-        consts_end = params["num_consts"]
-        carry_end = consts_end + params["num_carry"]
-        body, length = params["jaxpr"], params["length"]
-        consts, carry, stacked = operands[:consts_end], operands[consts_end:carry_end], operands[carry_end:]
-        rows: list[tuple[int, list[Any]]] = []
-        for i in reversed(range(length)) if params["reverse"] else range(length):
-            slices = [
-                self._row(x, i, var) for x, var in zip(stacked, body.jaxpr.invars[carry_end:], strict=True)
-            ]
-            outputs = self.closed(body, [*consts, *carry, *slices])
-            carry = outputs[: params["num_carry"]]
-            rows.append((i, outputs[params["num_carry"] :]))
+        loop = loop_of(equation)
+        consts, carry, stacked = loop.operands(operands)
+        *_, variables = loop.operands(loop.body.jaxpr.invars)
+        rows: list[tuple[int, Sequence[Any]]] = []
+        for i in loop.order:
+            slices = [self._row(x, i, var) for x, var in zip(stacked, variables, strict=True)]
+            carry, row = loop.results(self.closed(loop.body, [*consts, *carry, *slices]))
+            rows.append((i, row))
         rows.sort(key=lambda row: row[0])
         results = []
         for column in zip(*(row for _, row in rows), strict=True):

@@ -17,6 +17,7 @@ from ghn_jax.tracing.arithmetic import StatisticInTree
 from ghn_jax.tracing.builder import Extracted, GraphBuilder
 from ghn_jax.tracing.contraction import contracted, settled
 from ghn_jax.tracing.errors import UnsupportedModel
+from ghn_jax.tracing.loops import loop_of
 from ghn_jax.tracing.statics import function_of_elements, shape_of
 from ghn_jax.tracing.values import (
     Activation,
@@ -193,25 +194,22 @@ class _Walk:
         self, equation: core.JaxprEqn, operands: list[Value], inside: Mapping[int, Value]
     ) -> list[Value]:
         """Unrolls a loop: a stacked parameter is one parameter per iteration."""
-        params = equation.params
-        consts_end = params["num_consts"]
-        carry_end = consts_end + params["num_carry"]
-        body, length = params["jaxpr"], params["length"]
-        consts, carry, stacked = operands[:consts_end], operands[consts_end:carry_end], operands[carry_end:]
+        loop = loop_of(equation)
+        consts, carry, stacked = loop.operands(operands)
+        *_, rows = loop.operands(loop.body.jaxpr.invars)
         outputs: list[Value] = []
-        for i in reversed(range(length)) if params["reverse"] else range(length):
-            slices = [
-                unstacked(value, i, shape_of(var))
-                for value, var in zip(stacked, body.jaxpr.invars[carry_end:], strict=True)
-            ]
+        for i in loop.order:
+            slices = [unstacked(value, i, shape_of(var)) for value, var in zip(stacked, rows, strict=True)]
             defined = {
-                place: unstacked(value, i, shape_of(body.jaxpr.outvars[place]))
+                place: unstacked(value, i, shape_of(loop.body.jaxpr.outvars[place]))
                 for place, value in inside.items()
-                if place >= params["num_carry"]
+                if place >= loop.carried
             }
-            outputs = self.closed(body, [*consts, *carry, *slices], known_outputs(body.jaxpr, defined))
-            carry = outputs[: params["num_carry"]]
-        return [*carry, *outputs[params["num_carry"] :]]
+            outputs = self.closed(
+                loop.body, [*consts, *carry, *slices], known_outputs(loop.body.jaxpr, defined)
+            )
+            carry, _ = loop.results(outputs)
+        return [*carry, *loop.results(outputs)[1]]
 
     def _cond(
         self, equation: core.JaxprEqn, operands: list[Value], inside: Mapping[int, Value]
