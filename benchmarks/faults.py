@@ -92,10 +92,10 @@ class Bench:
         name: str,
         count: int,
         start: Callable[[pathlib.Path], tuple[Run, str]],
-        code: int = -signal.SIGKILL,
+        codes: tuple[int, ...] = (-signal.SIGKILL,),
         more: tuple[str, ...] = (),
     ) -> Iterator[Line]:
-        """Interrupts runs by `start`, which must end with `code`, each again and again until it is done."""
+        """Interrupts runs by `start`, which must end with one of `codes`, each again and again until it is done."""
         done = number = 0
         while done < count:
             workdir = self.folder / f"{name}{number}"
@@ -108,7 +108,7 @@ class Bench:
                 ended = run.end()
                 if "Traceback" in run.printed():
                     outcome = f"traceback: {run.printed()[-300:]}"
-                elif ended == code:
+                elif ended in codes:
                     details.append(detail)
                     done += 1
                 elif ended == 0:
@@ -196,7 +196,8 @@ class Bench:
                 assert (workdir / "checkpoints" / str(step)).is_dir(), line
             return run, line
 
-        return self.interrupted("SIGTERM", count, start, 143)
+        codes = (143, -signal.SIGTERM)  # which ends a process that has not come to the command yet
+        return self.interrupted("SIGTERM", count, start, codes)
 
     def fills(self, count: int) -> Iterator[Line]:
         """A disk that is full at some size is an error, and enlarged it is none."""

@@ -90,6 +90,7 @@ def accuracy(
     num_workers: int = 0,
     noise: float = 0.0,
     name: str = "the network",
+    done: Callable[[int], None] = lambda batches: None,
 ) -> Accuracy:
     """Accuracy of a function from images to logits.
 
@@ -100,6 +101,7 @@ def accuracy(
       noise: standard deviation of Gaussian noise on the pixels, in 0..1, which stay in that range; the same noise in
         every call.
       name: of the network, for messages.
+      done: is told how many batches were started, after each.
 
     Raises ValueError for a split of less than 64 images, and for negative noise; NotFinite for logits that are not
     finite.
@@ -112,6 +114,7 @@ def accuracy(
         predicted = logits(_normalized(images, dataset.mean, dataset.std, dataset.image_size))
         counts.append(_count(predicted, part.labels, part.new))
         damaged += part.damaged
+        done(number + 1)
     top1, top5, total, finite = np.sum(np.asarray(counts), axis=0)
     if finite < len(counts):
         raise NotFinite(

@@ -23,6 +23,7 @@ from ghn_jax.images.sources import StreamedDataset
 from ghn_jax.predict import predict_parameters
 from ghn_jax.runtime import late_callbacks, outputs
 from ghn_jax.runtime.extras import extra
+from ghn_jax.runtime.status import Status
 from ghn_jax.targets import NAMES, target, variant
 from ghn_jax.targets.importing import import_model
 from ghn_jax.tracing.batch_norm import apply_by_batch
@@ -34,7 +35,13 @@ def evaluate_model(options: EvaluateOptions) -> None:
 
     Raises ValueError for a model that cannot be imported or predicted, and for files that cannot be written.
     """
+    with Status() as shown:
+        _evaluate_model(options, shown)
+
+
+def _evaluate_model(options: EvaluateOptions, shown: Status) -> None:
     assert options.arch
+    shown.doing(f"loading {options.ckpt} and images")
     ghn = pretrained.load(options.ckpt)
     name, dataset = open_images(options, ghn.info)
     header = {
@@ -45,17 +52,18 @@ def evaluate_model(options: EvaluateOptions) -> None:
     }
     header |= {"noise": options.noise} if options.noise else {}
     done = results.open_results(options.results, header) if options.results else {}
+    shown.doing(f"predicting the parameters of {options.arch}")
     model = _model(options.arch, dataset)
     sample = jax.ShapeDtypeStruct((1, dataset.image_size, dataset.image_size, 3), jnp.float32)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         variables, report = predict_parameters(model, sample, ghn)
-    print(
+    shown.say(
         f"{options.ckpt} {results.training(ghn.info)}: {options.arch} for {name}, {report.graph.num_nodes} nodes"
     )
-    print(report)
+    shown.say(str(report))
     for warning in caught:
-        print(f"note: {warning.message}")
+        shown.say(f"note: {warning.message}")
     _check_finite(options.arch, variables)
     if options.draw is not None:
         draw(report.graph, options.draw)
@@ -63,6 +71,14 @@ def evaluate_model(options: EvaluateOptions) -> None:
         export(variables, options.export, public_names=options.arch in NAMES)
     start = time.monotonic()
     split = "val" if options.split == "val" else "test"
+    num_images = len(dataset.val if split == "val" else dataset.test)
+
+    def testing(batches: int = 0) -> None:
+        shown.doing(
+            f"testing {options.arch}, {min(batches * BATCH_SIZE, num_images):,} of {num_images:,} images"
+        )
+
+    testing()
     tested = accuracy(
         _logits(model, variables, report.output or 0),
         dataset,
@@ -70,11 +86,11 @@ def evaluate_model(options: EvaluateOptions) -> None:
         num_workers=options.num_workers,
         noise=options.noise,
         name=options.arch,
+        done=testing,
     )
-    print(
+    shown.say(
         f"top-1 {tested.top1:.2f} %, top-5 {tested.top5:.2f} % on {tested.num_images} {name} images "
-        f"(batch statistics of {BATCH_SIZE}), {time.monotonic() - start:.1f} s",
-        flush=True,
+        f"(batch statistics of {BATCH_SIZE}), {time.monotonic() - start:.1f} s"
     )
     if options.results is not None and options.arch not in done:
         row = {

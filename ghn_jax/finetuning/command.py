@@ -15,6 +15,7 @@ from ghn_jax.images.loading import load
 from ghn_jax.images.shots import few_shots
 from ghn_jax.runtime import compilation, devices
 from ghn_jax.runtime.errors import unknown_name
+from ghn_jax.runtime.status import Status
 from ghn_jax.targets import NAMES, target, variant
 from ghn_jax.targets.importing import import_model
 
@@ -27,18 +28,24 @@ def run(options: FinetuneOptions) -> None:
     options.check()
     devices.check()
     compilation.use_persistent_cache(options.compilation_cache)
+    with Status() as shown:
+        _run(options, shown)
+
+
+def _run(options: FinetuneOptions, shown: Status) -> None:
+    shown.doing(f"loading {options.dataset}")
     dataset = load(options.dataset, options.data_dir, options.image_size)
     workdir = options.workdir or _default_workdir(options)
     curves: comparison.Curves = {start: {} for start in options.starts()}
     for seed in range(options.seed, options.seed + options.seeds):
         part = few_shots(dataset, options.shots, seed) if options.shots else dataset
+        shown.doing(f"making {options.arch}")
         model = make_model(options, dataset.num_classes, dataset.image_size, seed)
         recipe = dataclasses.replace(options, seed=seed)
         for start in options.starts():
-            print(
+            shown.say(
                 f"{options.arch} from {start}, seed {seed}, on {options.dataset} ({len(part.train):,} images of "
-                f"{dataset.num_classes} classes at {dataset.image_size} pixels)",
-                flush=True,
+                f"{dataset.num_classes} classes at {dataset.image_size} pixels)"
             )
             result = loop.train(
                 model,
@@ -48,11 +55,11 @@ def run(options: FinetuneOptions) -> None:
                 workdir / _plain(start) / f"seed{seed}",
                 options.checkpoint_every,
                 options.log_every,
-                lambda text: print(text, flush=True),
+                shown,
                 identity=_identity(options, start) | {"image_size": dataset.image_size},
             )
             curves[start][seed] = result.tested
-    print(comparison.table(curves))
+    shown.say(comparison.table(curves))
     comparison.write(workdir / "table.json", curves)
     if options.picture is not None:
         title = f"{options.arch} on {options.dataset}"

@@ -17,6 +17,7 @@ from ghn_jax.finetuning.starts import RANDOM, make_start
 from ghn_jax.finetuning.step import Devices, State, make_step
 from ghn_jax.pretrained import TrainedGHN
 from ghn_jax.runtime import signals
+from ghn_jax.runtime.status import Lines, Shown
 from ghn_jax.tracing.batch_norm import fill_running_statistics
 from ghn_jax.training.checkpoint import RunCheckpoints
 from ghn_jax.training.meta import TrainState
@@ -85,8 +86,9 @@ def finetune(
     """
     recipe, say = recipe or Recipe(), say or (lambda _: None)
     recipe.check()
+    shown = Lines(say)
     return train(
-        model, make_data(data, test), init, recipe, workdir, checkpoint_every, log_every, say, identity={}
+        model, make_data(data, test), init, recipe, workdir, checkpoint_every, log_every, shown, identity={}
     )
 
 
@@ -98,10 +100,11 @@ def train(
     workdir: pathlib.Path | None,
     checkpoint_every: int,
     log_every: int,
-    say: Callable[[str], None],
+    shown: Shown,
     identity: dict[str, Any],
 ) -> Finetuned:
     """As `finetune`; `identity` holds JSON values which a run in the same directory must share."""
+    say = shown.say
     with locked(workdir) if workdir else contextlib.nullcontext():
         # -- model, optimiser and start ----------------------------------------------------------------------------
         sample_input = jax.ShapeDtypeStruct((1, *data.image_shape), jnp.float32)
@@ -114,6 +117,7 @@ def train(
         tests = recipe.evaluation_steps(last_step)
         rates = np.asarray(jax.vmap(learning_rate(recipe, last_step))(jnp.arange(last_step)))
         optimizer = make_optimizer(recipe, last_step)
+        shown.doing(f"making the start {init if isinstance(init, str) else ''}".rstrip())
         variables, notes = make_start(init, model, network, sample_input, recipe)
         params, state = network.split(variables)
         _check(network, params, state, sample_input, data)
@@ -135,6 +139,7 @@ def train(
             begin = _restored(checkpoints.restore(_saved(begin)), begin)
             say(f"resuming {workdir} after step {int(begin.step)}")
         first_step = int(begin.step)
+        shown.doing("filling in running statistics")
         file = workdir / "metrics.jsonl" if workdir else None
         metrics = MetricsFile(file, mark)
         tested = [] if file is None else read_tests(file, first_step)
@@ -152,12 +157,19 @@ def train(
         step_of, evaluate = make_step(network, optimizer, recipe), jax.jit(network.evaluate)
         dropout_key = jax.random.fold_in(jax.random.key(recipe.seed), 1)
 
+        clock = Clock(first_step, last_step)
+
+        def step_and_rest() -> str:
+            return clock.describe(first="it")
+
         def test() -> None:
+            shown.doing(f"testing after step {int(now.step)}")
             result = data.test(lambda images: evaluate(now.params, now.state, images))
             if result is not None:
                 tested.append(Scored(int(now.step), result.top1, result.top5))
                 metrics.write(step=int(now.step), test_top1=result.top1, test_top5=result.top5)
                 say(f"step {int(now.step)}/{last_step}  test top-1 {result.top1:.2f} %")
+            shown.doing(step_and_rest)
 
         def save() -> None:
             if checkpoints is not None:
@@ -175,12 +187,12 @@ def train(
             if workdir
             else "ending when this step is done"
         )
+        shown.doing(step_and_rest)
         with contextlib.closing(metrics), contextlib.closing(data), signals.noted(remark) as request:
             if fresh:  # so that there never are metrics without a checkpoint
                 save()
             if first_step == 0 and 0 in tests:
                 test()
-            clock = Clock(first_step, last_step)
             for step in range(first_step, last_step):
                 assert batch is not None
                 images, labels = devices.share(batch)

@@ -6,6 +6,10 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from typing import Any
+
+_SOON = 0.05
+"""Seconds."""
 
 ASKING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -42,8 +46,34 @@ def raised() -> Iterator[None]:
         _end_if_second(request, number)
         raise Interrupted(number)
 
-    with _handled_by(on_signal):
+    with _handled_by(on_signal), _raised_again(request):
         yield
+
+
+@contextlib.contextmanager
+def _raised_again(request: Request) -> Iterator[None]:
+    """Inside, an Interrupted that Python drops, as in a destructor or a callback of its collector, comes once more."""
+    hook = sys.unraisablehook
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
+        yield
+        return
+
+    def on_dropped(dropped: Any) -> None:
+        if isinstance(dropped.exc_value, Interrupted):
+            signal.setitimer(signal.ITIMER_REAL, _SOON)
+        else:
+            hook(dropped)
+
+    def on_time(*_: object) -> None:
+        raise Interrupted(request.number)
+
+    before, sys.unraisablehook = signal.signal(signal.SIGALRM, on_time), on_dropped
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0.0)
+        signal.signal(signal.SIGALRM, before)
+        sys.unraisablehook = hook
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from typing import TextIO
+from typing import Protocol, TextIO
 
 from ghn_jax.runtime.compilation import CompilationCounter
 
@@ -15,6 +15,32 @@ REDRAWN, COMPILING, SILENT = 0.2, 10.0, 60.0
 """Seconds between two drawings on a terminal; without a line elsewhere, while programs are compiled and otherwise."""
 
 _CLEAR = "\r\x1b[K"
+
+
+class Shown(Protocol):
+    """What takes news of long work."""
+
+    def doing(self, what: Callable[[], str] | str) -> None:
+        """What goes on from now on; a function is asked again each time that it is shown."""
+        ...
+
+    def say(self, text: str) -> None:
+        """Prints a line that stays."""
+        ...
+
+
+class Lines:
+    """Takes the lines that stay, and nothing else."""
+
+    def __init__(self, write: Callable[[str], None]):
+        self._write = write
+
+    def say(self, text: str) -> None:
+        """Passes a line on."""
+        self._write(text)
+
+    def doing(self, what: Callable[[], str] | str) -> None:
+        """Shows nothing."""
 
 
 class Status:

@@ -37,13 +37,13 @@ class Clock:
             self._quiet.append(now - self._then)
         self._then, self._step = now, step
 
-    def describe(self, compiling: str) -> str:
-        """What a run is doing, `compiling` if anything."""
-        step = f"step {self._step + 1}/{self._last}"
+    def describe(self, compiling: str = "", first: str = "the GHN") -> str:
+        """What a run is doing, `compiling` if anything; `first` is what the first step compiles."""
+        step = f"step {min(self._step + 1, self._last)}/{self._last}"
         if self._begun <= self._then and compiling:
             return f"{step}: compiling its {compiling}, ETA {self.eta}"
         if not self._ticks:
-            return f"{step}: compiling the GHN, ETA {self.eta}"
+            return f"{step}: compiling {first}, ETA {self.eta}"
         return f"{step}, ETA {self.eta}" + (f"; compiling ahead: {compiling}" if compiling else "")
 
     @property

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -19,6 +20,7 @@ from flax import linen as nn
 import ghn_jax
 from ghn_jax.finetuning import command, loop
 from ghn_jax.finetuning.classifier import classifier
+from ghn_jax.finetuning.data import make_data
 from ghn_jax.finetuning.options import FinetuneOptions
 from ghn_jax.finetuning.recipe import Recipe
 from ghn_jax.runtime import signals
@@ -105,6 +107,30 @@ def finished(model_file: pathlib.Path, tmp_path_factory: pytest.TempPathFactory)
     workdir = tmp_path_factory.mktemp("whole")
     command.run(small_options(model_file, workdir))
     return workdir
+
+
+class News:
+    """Keeps what a run tells."""
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+        self.lines: list[str] = []
+
+    def doing(self, what: Callable[[], str] | str) -> None:
+        self.told.append(what() if callable(what) else what)
+
+    def say(self, text: str) -> None:
+        self.lines.append(text)
+
+
+def test_a_run_tells_what_it_does_from_the_start():
+    news, recipe = News(), Recipe(steps=2, batch_size=32, evaluate_at=(0, 2))
+    data = make_data(arrays(), arrays(64))
+    loop.train(Small(), data, "ghn2-digits", recipe, None, 500, 50, news, identity={})
+    stages = ["making the start ghn2-digits", "filling in running statistics", "step 1/2: compiling it"]
+    stages += ["testing after step 0", "step 1/2: compiling it", "testing after step 1", "step 2/2"]
+    stages += ["testing after step 2", "step 2/2"]
+    assert [text.split(",")[0] for text in news.told] == stages
 
 
 def start_command(model_file: pathlib.Path, workdir: pathlib.Path, devices: int) -> subprocess.Popen:
