@@ -143,9 +143,6 @@ def make_ghn_step(
         flat, vjp = jax.vjp(lambda decoder, h: flat_vector(decoder, h, plan), params["decoder"], nodes[slot])
         if recipe.norm_penalty:
             flat_gradient += recipe.norm_penalty * norms_gradient(flat, plan.tensors)
-        if recipe.network_clip is not None:  # of a network that blew up, all tensors are to be smaller
-            finite = jnp.isfinite(flat_gradient).all()
-            flat_gradient = jnp.where(finite, flat_gradient, norms_gradient(flat, plan.tensors))
         gradients = Gradients(*vjp(flat_gradient))
         return gradients if recipe.network_clip is None else _clipped(gradients, recipe.network_clip)
 
@@ -158,7 +155,7 @@ def make_ghn_step(
         (gradient,) = vjp(gradients.nodes[:, :max_nodes])
         gradient |= {"decoder": jax.tree.map(jnp.add, gradient["decoder"], gradients.decoder)}
         gradient = jax.tree.map(lambda g: jax.lax.pmean(g / len(losses), AXIS), gradient)
-        if recipe.network_clip is not None:  # the loss of a network that blew up is left out
+        if recipe.network_clip is not None:  # a network that blew up is left out
             losses = jnp.where(jnp.isfinite(losses), losses, jnp.nan)
             loss = jnp.nanmean(jax.lax.all_gather(losses, AXIS))
         else:

@@ -33,9 +33,8 @@ class Recipe:
       warm_up: share of the steps over which the learning rate rises to its highest.
       weight_decay: of all weights.
       clip: largest global norm of the gradient of a step.
-      network_clip: largest norm of the gradient of one network of the meta-batch, and a network whose gradient is not
-        finite has that of the norms of its predicted tensors instead, which makes them smaller; None takes all as
-        they are.
+      network_clip: largest norm of the gradient of one network of the meta-batch, and networks whose gradient is not
+        finite are left out of the step; None takes all as they are.
       own_images: whether each network of a meta-batch sees images of its own, rather than all the same ones: noise that
         is common to all networks does not average out.
       start: how weights start: as the configuration says, or so that layers of predicted networks pass their channels
