@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec as P
 
 import ghn_jax
 from ghn_jax.graphs import PRIMITIVES
@@ -274,3 +275,32 @@ def test_running_statistics_in_the_tree_are_refused_by_name():
         ghn_jax.UnsupportedModel, match=r"'batch_stats\.layers_1\.var' is used as a running variance"
     ):
         predict(model.apply, variables, IMAGES)
+
+
+# -- layers under shard_map ------------------------------------------------------------------------------------------
+
+
+def sharded(mesh: Any, weight: P, out: P) -> Any:
+    def apply(p, x):
+        layer = jax.shard_map(
+            lambda w, x: jax.nn.relu(x @ w), mesh=mesh, in_specs=(weight, P()), out_specs=out
+        )
+        return layer(p["w"], x) @ p["head"]
+
+    return apply
+
+
+SHARDED = {"w": jnp.zeros((16, 16)), "head": jnp.zeros((16, 10))}
+
+
+def test_a_layer_whose_parameters_are_whole_on_each_device_is_walked():
+    apply = sharded(jax.make_mesh((1,), ("d",)), P(), P())
+    _, report = predict(apply, SHARDED, strict=True)
+    _, expected = predict(lambda p, x: jax.nn.relu(x @ p["w"]) @ p["head"], SHARDED, strict=True)
+    assert nodes(report) == nodes(expected)
+
+
+def test_a_layer_whose_parameters_are_cut_is_refused():
+    apply = sharded(jax.sharding.AbstractMesh((2,), ("d",)), P(None, "d"), P(None, "d"))
+    with pytest.raises(ValueError, match="shard_map"):
+        predict(apply, SHARDED)
