@@ -7,7 +7,7 @@ all cores, in the background while the networks before it run.
 import concurrent.futures
 import functools
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -31,25 +31,30 @@ class WarmUp:
         self._images, self._devices, self._dtype = images, devices, dtype
         self._seen: set[Signature] = set()
         self._pool = concurrent.futures.ThreadPoolExecutor(os.cpu_count())
-        self._jobs: list[tuple[Block, concurrent.futures.Future[None]]] = []
+        self._jobs: list[tuple[str, concurrent.futures.Future[Any]]] = []
 
     @property
     def compiling(self) -> str:
-        """How many blocks are left of the networks given last, and which kind is next; empty if none are."""
+        """How many programs are left of those asked for last, and which kind is next; empty if none are."""
         jobs = self._jobs
-        left = [type(block).__name__ for block, job in jobs if not job.done()]
+        left = [kind for kind, job in jobs if not job.done()]
         return f"blocks, {len(left)} of {len(jobs)} left ({left[0]})" if left else ""
 
-    def __call__(self, programs: Iterable[Program]) -> None:
-        """Returns when everything new is compiled, forward and backward."""
+    def __call__(self, programs: Iterable[Program], others: Iterable[Callable[[], Any]] = ()) -> None:
+        """Returns when everything new is compiled, forward and backward.
+
+        Args:
+          others: what compiles functions of the GHN, which take longer than a block: they come first.
+        """
         new = []
         for program in programs:
             for signature in signatures(program, self._images):
                 if signature not in self._seen:
                     self._seen.add(signature)
                     new.append(signature)
-        self._jobs = [
-            (signature[0], self._pool.submit(_compile, signature, device, self._dtype))
+        self._jobs = [("GHN", self._pool.submit(compile_other)) for compile_other in others]
+        self._jobs += [
+            (type(signature[0]).__name__, self._pool.submit(_compile, signature, device, self._dtype))
             for signature in new
             for device in self._devices
         ]

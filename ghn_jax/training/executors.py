@@ -31,6 +31,8 @@ class Setting(NamedTuple):
       ghn: the pmapped functions of the GHN, over the devices of all processes.
       images: shape of the images that a network runs on at a time.
       precision: of the networks' computations, one of PRECISIONS; parameters and gradients are float32.
+      state: the replicated state that steps will take, or its shapes: the functions of the GHN are then compiled while
+        blocks are, rather than after them.
     """
 
     config: GHNConfig
@@ -39,6 +41,7 @@ class Setting(NamedTuple):
     images: tuple[int, int, int, int]
     label_smoothing: float
     precision: str = "float32"
+    state: TrainState | None = None
 
 
 class Executor(Protocol):
@@ -88,9 +91,13 @@ class _Blocks:
         return self._warm_up.compiling
 
     def prepare(self, drawn: MetaBatch) -> prepare.PreparedBatch:
-        self._warm_up(network.program for network in drawn.networks)
-        config, templates = self._setting.config, self._setting.templates
-        return prepare.prepare(drawn.networks, config, templates, jax.device_count(), own_devices())
+        config, templates, state = self._setting.config, self._setting.templates, self._setting.state
+        batch = prepare.prepare(drawn.networks, config, templates, jax.device_count(), own_devices())
+        jobs = ()
+        if state is not None and jax.process_count() == 1:
+            jobs = self._setting.ghn.ahead(state, batch)
+        self._warm_up((network.program for network in drawn.networks), jobs)
+        return batch
 
     def step(self, state, batch, images, labels, dropout_key):
         images = images.astype(self._setting.precision)

@@ -32,7 +32,7 @@ from ghn_jax.models.config import GHNConfig
 from ghn_jax.models.ghn import encode
 from ghn_jax.models.templates import Plan, PlanSize, Template, make_plan, plan_size
 from ghn_jax.training.meta import GHNStep, Metrics, TrainState
-from ghn_jax.training.pmapped import AXIS, pmapped
+from ghn_jax.training.pmapped import AXIS, Pmapped
 from ghn_jax.training.prepare import check_divides, stack, stack_graphs
 
 _LARGEST_MAP = 56  # of a cell, for images of 224 pixels
@@ -94,7 +94,7 @@ def make_fused_step(
     instruction_sets: InstructionSets, devices: Sequence[Any], label_smoothing: float = 0.0
 ) -> FusedStep:
     """Builds the functions; they compile when first used."""
-    pmap = functools.partial(pmapped, devices=devices)
+    pmap = functools.partial(Pmapped, devices=devices)
     options = options_for("ghn")
 
     def spread(nodes, gradients, places, dropout_key):

@@ -114,10 +114,6 @@ def _train(plan: _Plan, owned: contextlib.ExitStack, shown: Status) -> None:
         stored = open_split(options.deepnets_dir, "train", dataset.image_size)
     size = (options.micro_batch_size or options.batch_size, dataset.image_size, dataset.image_size, 3)
     ghn_step = meta.make_ghn_step(ghn_config, templates, optimizer, jax.devices(), recipe)
-    setting = executors.Setting(
-        ghn_config, templates, ghn_step, size, options.label_smoothing or 0.0, options.precision
-    )
-    executor = executors.make_executor(options.executor, setting, options.batch_size)
     shown.doing("making the weights of the GHN")
     init_key, image_key, dropout_key = jax.random.split(jax.random.key(options.seed), 3)
     state = meta.init_state(ghn_config, optimizer, init_key, recipe, init and init.params)
@@ -161,6 +157,9 @@ def _train(plan: _Plan, owned: contextlib.ExitStack, shown: Status) -> None:
         DamageList(options.workdir / "damaged_images.txt" if leads else None),
     )
     state = replicate(state, jax.devices())
+    smoothing, shapes = options.label_smoothing or 0.0, jax.tree.map(_shape, state)
+    setting = executors.Setting(ghn_config, templates, ghn_step, size, smoothing, options.precision, shapes)
+    executor = executors.make_executor(options.executor, setting, options.batch_size)
 
     def save(validate: bool) -> None:
         """Writes a checkpoint, unless the last step was skipped: its loss says that something may be wrong."""
@@ -298,6 +297,10 @@ def _train(plan: _Plan, owned: contextlib.ExitStack, shown: Status) -> None:
         f"next: python evaluate.py --ckpt={options.workdir}{images} --num_archs=20  # on unseen architectures"
     )
     say(f"      ghn_jax.predict_parameters(model, images, {str(options.workdir)!r})  # for a model of yours")
+
+
+def _shape(array: jax.Array) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(array.shape, array.dtype)
 
 
 def _before(checkpoints: RunCheckpoints, last_good_step: int, leads: bool) -> str:

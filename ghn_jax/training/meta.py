@@ -28,7 +28,7 @@ from ghn_jax.models.near_identity import near_identity
 from ghn_jax.models.templates import Template
 from ghn_jax.runtime.extras import extra
 from ghn_jax.training.penalty import norms_gradient
-from ghn_jax.training.pmapped import AXIS, pmapped
+from ghn_jax.training.pmapped import AXIS, Pmapped
 from ghn_jax.training.prepare import PreparedBatch
 from ghn_jax.training.recipes import PUBLISHED, Recipe
 
@@ -102,11 +102,26 @@ class GHNStep(NamedTuple):
       update: (state, graphs, gradients, losses, hits, max_nodes=...) -> state, metrics.
     """
 
-    embed: Callable
-    decode: Callable
-    pull_back: Callable
-    add: Callable
-    update: Callable
+    embed: Pmapped
+    decode: Pmapped
+    pull_back: Pmapped
+    add: Pmapped
+    update: Pmapped
+
+    def ahead(self, state: TrainState, batch: PreparedBatch) -> list[Callable[[], Any]]:
+        """What compiles the functions for a meta-batch; each returns at once if that is done.
+
+        Args:
+          state: replicated; shapes suffice.
+        """
+        one, losses = np.int32(0), np.zeros((len(batch.networks[0]), len(batch.plans)), np.float32)
+        (nodes, gradients), *jobs = self.embed.ahead(state.params, batch.graphs, max_nodes=batch.max_nodes)
+        for plan in batch.plans:
+            flat, decode = self.decode.ahead(state.params, nodes, one, plan)
+            own, pull_back = self.pull_back.ahead(state.params, nodes, one, plan, flat)
+            jobs += [pull_back, decode, self.add.ahead(gradients, one, own)[1]]
+        update = self.update.ahead(state, batch.graphs, gradients, losses, losses, max_nodes=batch.max_nodes)
+        return [update[1], *jobs]  # longest first
 
 
 def make_ghn_step(
@@ -121,7 +136,7 @@ def make_ghn_step(
     The optimiser is the recipe's, from `Recipe.make_optimizer`.
     """
     ghn = GHN(config)
-    pmap = functools.partial(pmapped, devices=devices, options=options_for("ghn"))
+    pmap = functools.partial(Pmapped, devices=devices, options=options_for("ghn"))
 
     def node_embeddings(params: Params, graphs, max_nodes: int) -> Array:
         return cast(Array, ghn.apply({"params": params}, graphs, max_nodes, method="embed"))

@@ -17,33 +17,66 @@ AXIS = "device"
 """Name of the axis over devices, for collective operations."""
 
 
-def pmapped(function: Callable, devices: Sequence[Any], options: Options, **pmap_options: Any) -> Callable:
-    """`function` over devices: arrays have a leading device axis; keyword arguments of a call are static.
+class Pmapped:
+    """A function over devices: arrays have a leading device axis; keyword arguments of a call are static.
 
-    Compiles when called with arrays of new shapes.
-
-    Args:
-      devices: of all processes.
-      options: for XLA, from `ghn_jax.executor.compiler_options`.
-      pmap_options: as of jax.pmap: in_axes, donate_argnums.
+    Compiles when called with arrays of new shapes, or ahead of the call.
     """
-    compiled: dict[Hashable, Callable] = {}
-    lock = threading.Lock()  # callers may be threads that need the same
 
-    def call(*arrays: Any, **static: Hashable) -> Any:
+    def __init__(self, function: Callable, devices: Sequence[Any], options: Options, **pmap_options: Any):
+        """Compiles nothing yet.
+
+        Args:
+          devices: of all processes.
+          options: for XLA, from `ghn_jax.executor.compiler_options`.
+          pmap_options: as of jax.pmap: in_axes, donate_argnums.
+        """
+        self._function, self._devices, self._options = function, devices, options
+        self._pmap_options = pmap_options
+        self._programs: dict[Hashable, _Program] = {}
+        self._lock = threading.Lock()  # callers may be threads that need the same
+
+    def __call__(self, *arrays: Any, **static: Hashable) -> Any:
+        """What the function returns."""
+        if jax.process_count() > 1:  # across processes only pmap itself makes global arrays of local ones
+            return self._mapped(tuple(static.items()))(*arrays)
+        return self._program(arrays, static).compiled()(*arrays)
+
+    def ahead(self, *arrays: Any, **static: Hashable) -> tuple[Any, Callable[[], Any]]:
+        """Shapes of the results for arrays of these shapes, and what compiles the function for them.
+
+        Args:
+          arrays: or their jax.ShapeDtypeStruct.
+        """
+        program = self._program(arrays, static)
+        return program.results, program.compiled
+
+    @functools.cache  # noqa: B019  (as long-lived as what it is of)
+    def _mapped(self, static: tuple[tuple[str, Hashable], ...]) -> Any:
+        function = functools.partial(self._function, **dict(static))
+        return jax.pmap(function, axis_name=AXIS, devices=self._devices, **self._pmap_options)
+
+    def _program(self, arrays: tuple[Any, ...], static: dict[str, Hashable]) -> "_Program":
         leaves, structure = jax.tree.flatten(arrays)
         key = structure, tuple((x.shape, x.dtype) for x in leaves), tuple(static.items())
-        with lock:
-            if key not in compiled:
-                mapped = jax.pmap(
-                    functools.partial(function, **static), axis_name=AXIS, devices=devices, **pmap_options
-                )
-                # across processes only pmap itself makes global arrays of local ones
-                alone = jax.process_count() == 1
-                compiled[key] = mapped.lower(*arrays).compile(compiler_options=options) if alone else mapped
-        return compiled[key](*arrays)
+        with self._lock:
+            if key not in self._programs:
+                lowered = self._mapped(tuple(static.items())).lower(*arrays)
+                self._programs[key] = _Program(lowered, self._options)
+            return self._programs[key]
 
-    return call
+
+class _Program:
+    def __init__(self, lowered: Any, options: Options):
+        self.results = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), lowered.out_info)
+        self._compile: Callable[[], Callable] | None = lambda: lowered.compile(compiler_options=options)
+        self._lock = threading.Lock()
+
+    def compiled(self) -> Callable:
+        with self._lock:
+            if self._compile is not None:
+                self._run, self._compile = self._compile(), None  # what it was made of is forgotten
+            return self._run
 
 
 def replicate(tree: Any, devices: Sequence[Any]) -> Any:

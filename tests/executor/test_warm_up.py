@@ -34,10 +34,10 @@ def test_what_is_compiled_ahead_is_what_a_step_runs():
 def test_what_is_left_is_told():
     warm_up = WarmUp(IMAGES, jax.local_devices())
     jobs = [concurrent.futures.Future() for _ in NETWORK.program]
-    warm_up._jobs = [(instruction.block, job) for instruction, job in zip(NETWORK.program, jobs, strict=True)]
+    kinds = [type(instruction.block).__name__ for instruction in NETWORK.program]
+    warm_up._jobs = list(zip(kinds, jobs, strict=True))
     jobs[0].set_result(None)
-    next_kind = type(NETWORK.program[1].block).__name__
-    assert warm_up.compiling == f"blocks, {len(jobs) - 1} of {len(jobs)} left ({next_kind})"
+    assert warm_up.compiling == f"blocks, {len(jobs) - 1} of {len(jobs)} left ({kinds[1]})"
     for job in jobs[1:]:
         job.set_result(None)
     assert warm_up.compiling == ""
