@@ -84,9 +84,11 @@ def checksum(params: Any) -> str:
 
 
 def training(info: dict[str, Any]) -> str:
-    """How weights were trained, in a few words."""
-    return (
-        f"(trained for {info['steps']} steps on {info['dataset']})"
-        if "steps" in info
-        else "(training unknown)"
-    )
+    """How weights were trained, in a few words: the steps of all stages, each of which began with the one before."""
+    if "steps" not in info:
+        return "(training unknown)"
+    stages = [info]
+    while (before := stages[-1].get("before")) and "steps" in before:
+        stages.append(before)
+    steps = " + ".join(f"{stage['steps']:,}" for stage in reversed(stages))
+    return f"(trained for {steps} steps on {info['dataset']})"

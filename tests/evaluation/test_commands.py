@@ -168,3 +168,9 @@ def test_files_follow_the_umask_and_are_whole_or_absent(tmp_path: pathlib.Path):
     with pytest.raises(OSError, match="cannot be written"):
         outputs.write(tmp_path / "no" / "a", b"1")
     assert np.array_equal(sorted(p.name for p in tmp_path.iterdir()), ["a", "plain"])
+
+
+def test_all_stages_of_training_are_told():
+    info = {"dataset": "cifar10", "steps": 500, "before": {"dataset": "cifar10", "steps": 1500}}
+    assert results.training(info) == "(trained for 1,500 + 500 steps on cifar10)"
+    assert results.training({}) == "(training unknown)"
