@@ -21,7 +21,7 @@ _DEFAULTS = {
     "digits": {  # minutes on two cores
         "meta_batch_size": 8,
         "batch_size": 32,
-        "epochs": 3,
+        "epochs": 5,
         "recipe": "efficient",
         "draw": "narrow",
         "image_size": 16,
