@@ -117,6 +117,9 @@ def _train(plan: _Plan, owned: contextlib.ExitStack, shown: Status) -> None:
     shown.doing("making the weights of the GHN")
     init_key, image_key, dropout_key = jax.random.split(jax.random.key(options.seed), 3)
     state = meta.init_state(ghn_config, optimizer, init_key, recipe, init and init.params)
+    smoothing, shapes = options.label_smoothing or 0.0, jax.tree.map(_replicated, state)
+    setting = executors.Setting(ghn_config, templates, ghn_step, size, smoothing, options.precision, shapes)
+    executor = executors.make_executor(options.executor, setting, options.batch_size)
 
     # -- resume: checkpoint (options must agree), then the metrics up to it ------------------------------------
     if leads:
@@ -157,9 +160,6 @@ def _train(plan: _Plan, owned: contextlib.ExitStack, shown: Status) -> None:
         DamageList(options.workdir / "damaged_images.txt" if leads else None),
     )
     state = replicate(state, jax.devices())
-    smoothing, shapes = options.label_smoothing or 0.0, jax.tree.map(_shape, state)
-    setting = executors.Setting(ghn_config, templates, ghn_step, size, smoothing, options.precision, shapes)
-    executor = executors.make_executor(options.executor, setting, options.batch_size)
 
     def save(validate: bool) -> None:
         """Writes a checkpoint, unless the last step was skipped: its loss says that something may be wrong."""
@@ -299,8 +299,9 @@ def _train(plan: _Plan, owned: contextlib.ExitStack, shown: Status) -> None:
     say(f"      ghn_jax.predict_parameters(model, images, {str(options.workdir)!r})  # for a model of yours")
 
 
-def _shape(array: jax.Array) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(array.shape, array.dtype)
+def _replicated(array: jax.Array) -> jax.ShapeDtypeStruct:
+    """The shape of an array's copies on the devices of this process."""
+    return jax.ShapeDtypeStruct((jax.local_device_count(), *array.shape), array.dtype)
 
 
 def _before(checkpoints: RunCheckpoints, last_good_step: int, leads: bool) -> str:
