@@ -59,7 +59,7 @@ def _raised_again(request: Request) -> Iterator[None]:
         return
 
     def on_dropped(dropped: Any) -> None:
-        if isinstance(dropped.exc_value, Interrupted):
+        if isinstance(dropped.exc_value, Interrupted) and signal.getsignal(signal.SIGALRM) is on_time:
             signal.setitimer(signal.ITIMER_REAL, _SOON)
         else:
             hook(dropped)
@@ -73,7 +73,8 @@ def _raised_again(request: Request) -> Iterator[None]:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0.0)
         signal.signal(signal.SIGALRM, before)
-        sys.unraisablehook = hook
+        if sys.unraisablehook is on_dropped:  # else a failed write has put its own before it, which must stay
+            sys.unraisablehook = hook
 
 
 @contextlib.contextmanager

@@ -33,13 +33,14 @@ class Pmapped:
         """
         self._function, self._devices, self._options = function, devices, options
         self._pmap_options = pmap_options
+        self._mapped: dict[Hashable, Any] = {}
         self._programs: dict[Hashable, _Program] = {}
         self._lock = threading.Lock()  # callers may be threads that need the same
 
     def __call__(self, *arrays: Any, **static: Hashable) -> Any:
         """What the function returns."""
         if jax.process_count() > 1:  # across processes only pmap itself makes global arrays of local ones
-            return self._mapped(tuple(static.items()))(*arrays)
+            return self._pmap(static)(*arrays)
         return self._program(arrays, static).compiled()(*arrays)
 
     def ahead(self, *arrays: Any, **static: Hashable) -> tuple[Any, Callable[[], Any]]:
@@ -51,17 +52,21 @@ class Pmapped:
         program = self._program(arrays, static)
         return program.results, program.compiled
 
-    @functools.cache  # noqa: B019  (as long-lived as what it is of)
-    def _mapped(self, static: tuple[tuple[str, Hashable], ...]) -> Any:
-        function = functools.partial(self._function, **dict(static))
-        return jax.pmap(function, axis_name=AXIS, devices=self._devices, **self._pmap_options)
+    def _pmap(self, static: dict[str, Hashable]) -> Any:
+        key = tuple(static.items())
+        if key not in self._mapped:
+            function = functools.partial(self._function, **static)
+            self._mapped[key] = jax.pmap(
+                function, axis_name=AXIS, devices=self._devices, **self._pmap_options
+            )
+        return self._mapped[key]
 
     def _program(self, arrays: tuple[Any, ...], static: dict[str, Hashable]) -> "_Program":
         leaves, structure = jax.tree.flatten(arrays)
         key = structure, tuple((x.shape, x.dtype) for x in leaves), tuple(static.items())
         with self._lock:
             if key not in self._programs:
-                lowered = self._mapped(tuple(static.items())).lower(*arrays)
+                lowered = self._pmap(static).lower(*arrays)
                 self._programs[key] = _Program(lowered, self._options)
             return self._programs[key]
 
