@@ -93,9 +93,9 @@ class _Blocks:
     def prepare(self, drawn: MetaBatch) -> prepare.PreparedBatch:
         config, templates, state = self._setting.config, self._setting.templates, self._setting.state
         batch = prepare.prepare(drawn.networks, config, templates, jax.device_count(), own_devices())
-        jobs = ()
+        jobs = []
         if state is not None and jax.process_count() == 1:
-            jobs = self._setting.ghn.ahead(state, batch)
+            jobs = [program.compiled for program in self._setting.ghn.to_compile(state, batch)]
         self._warm_up((network.program for network in drawn.networks), jobs)
         return batch
 

@@ -10,7 +10,7 @@ exist at a time.
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -28,7 +28,7 @@ from ghn_jax.models.near_identity import near_identity
 from ghn_jax.models.templates import Template
 from ghn_jax.runtime.extras import extra
 from ghn_jax.training.penalty import norms_gradient
-from ghn_jax.training.pmapped import AXIS, Pmapped
+from ghn_jax.training.pmapped import AXIS, Pmapped, Program
 from ghn_jax.training.prepare import PreparedBatch
 from ghn_jax.training.recipes import PUBLISHED, Recipe
 
@@ -108,20 +108,24 @@ class GHNStep(NamedTuple):
     add: Pmapped
     update: Pmapped
 
-    def ahead(self, state: TrainState, batch: PreparedBatch) -> list[Callable[[], Any]]:
-        """What compiles the functions for a meta-batch; each returns at once if that is done.
+    def to_compile(self, state: TrainState, batch: PreparedBatch) -> list[Program]:
+        """What a step of a meta-batch will run and is not compiled yet, each once.
 
         Args:
           state: replicated; shapes suffice.
         """
         one, losses = np.int32(0), np.zeros((len(batch.networks[0]), len(batch.plans)), np.float32)
-        (nodes, gradients), *jobs = self.embed.ahead(state.params, batch.graphs, max_nodes=batch.max_nodes)
+        embed = self.embed.program(state.params, batch.graphs, max_nodes=batch.max_nodes)
+        nodes, gradients = embed.results
+        update = self.update.program(
+            state, batch.graphs, gradients, losses, losses, max_nodes=batch.max_nodes
+        )
+        programs = [update, embed]  # about longest first
         for plan in batch.plans:
-            flat, decode = self.decode.ahead(state.params, nodes, one, plan)
-            own, pull_back = self.pull_back.ahead(state.params, nodes, one, plan, flat)
-            jobs += [pull_back, decode, self.add.ahead(gradients, one, own)[1]]
-        update = self.update.ahead(state, batch.graphs, gradients, losses, losses, max_nodes=batch.max_nodes)
-        return [update[1], *jobs]  # longest first
+            decode = self.decode.program(state.params, nodes, one, plan)
+            pull_back = self.pull_back.program(state.params, nodes, one, plan, decode.results)
+            programs += [pull_back, decode, self.add.program(gradients, one, pull_back.results)]
+        return [program for program in dict.fromkeys(programs) if not program.is_compiled]
 
 
 def make_ghn_step(

@@ -34,23 +34,14 @@ class Pmapped:
         self._function, self._devices, self._options = function, devices, options
         self._pmap_options = pmap_options
         self._mapped: dict[Hashable, Any] = {}
-        self._programs: dict[Hashable, _Program] = {}
+        self._programs: dict[Hashable, Program] = {}
         self._lock = threading.Lock()  # callers may be threads that need the same
 
     def __call__(self, *arrays: Any, **static: Hashable) -> Any:
         """What the function returns."""
         if jax.process_count() > 1:  # across processes only pmap itself makes global arrays of local ones
             return self._pmap(static)(*arrays)
-        return self._program(arrays, static).compiled()(*arrays)
-
-    def ahead(self, *arrays: Any, **static: Hashable) -> tuple[Any, Callable[[], Any]]:
-        """Shapes of the results for arrays of these shapes, and what compiles the function for them.
-
-        Args:
-          arrays: or their jax.ShapeDtypeStruct.
-        """
-        program = self._program(arrays, static)
-        return program.results, program.compiled
+        return self.program(*arrays, **static).compiled()(*arrays)
 
     def _pmap(self, static: dict[str, Hashable]) -> Any:
         key = tuple(static.items())
@@ -61,23 +52,36 @@ class Pmapped:
             )
         return self._mapped[key]
 
-    def _program(self, arrays: tuple[Any, ...], static: dict[str, Hashable]) -> "_Program":
+    def program(self, *arrays: Any, **static: Hashable) -> "Program":
+        """What runs for arrays of these shapes, compiled or not yet; their jax.ShapeDtypeStruct suffice."""
         leaves, structure = jax.tree.flatten(arrays)
         key = structure, tuple((x.shape, x.dtype) for x in leaves), tuple(static.items())
         with self._lock:
             if key not in self._programs:
                 lowered = self._pmap(static).lower(*arrays)
-                self._programs[key] = _Program(lowered, self._options)
+                self._programs[key] = Program(lowered, self._options)
             return self._programs[key]
 
 
-class _Program:
+class Program:
+    """A function for arrays of one shape.
+
+    Attributes:
+      results: shapes of what it returns.
+    """
+
     def __init__(self, lowered: Any, options: Options):
         self.results = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), lowered.out_info)
         self._compile: Callable[[], Callable] | None = lambda: lowered.compile(compiler_options=options)
         self._lock = threading.Lock()
 
+    @property
+    def is_compiled(self) -> bool:
+        """Whether `compiled` returns at once."""
+        return self._compile is None
+
     def compiled(self) -> Callable:
+        """The function; compiles it if no one has yet."""
         with self._lock:
             if self._compile is not None:
                 self._run, self._compile = self._compile(), None  # what it was made of is forgotten

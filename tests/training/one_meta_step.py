@@ -47,6 +47,7 @@ def main(path: str, devices: str, coordinator: str | None = None, *who: str) -> 
         zero = jnp.zeros((), jnp.int32)
         state = meta.TrainState(params, optimizer.init(params), zero, zero)
         state = pmapped.replicate(state, everywhere)
+        compile_left = [len(ghn.to_compile(state, batch)) if num_processes is None else -1]
         rng = np.random.default_rng(0)
         images = rng.standard_normal((2, 8, 32, 32, 3))  # two batches, which networks take in turn
         labels = rng.integers(0, 10, (2, 8)).astype(np.int32)
@@ -58,10 +59,12 @@ def main(path: str, devices: str, coordinator: str | None = None, *who: str) -> 
             [jax.device_put(labels, d) for d in here],
             jax.random.key(1),
         )
+        compile_left += [len(ghn.to_compile(state, batch)) if num_processes is None else -1]
         if jax.process_index() == 0:
             momentum = next(s.mu for s in jax.tree.leaves(state.opt_state, is_leaf=_has_mu) if _has_mu(s))
             gradient = np.concatenate([np.ravel(leaf[0]) for leaf in jax.tree.leaves(momentum)])
-            np.savez(path, loss=np.asarray(metrics.loss[0]), gradient=gradient, devices=len(everywhere))
+            loss, count = np.asarray(metrics.loss[0]), len(everywhere)
+            np.savez(path, loss=loss, gradient=gradient, devices=count, compile_left=compile_left)
 
 
 def _has_mu(node: object) -> bool:

@@ -67,6 +67,11 @@ def test_devices_take_the_same_step_as_one(devices: int, one_device, tmp_path: p
     assert_same_step(path, one_device, devices)
 
 
+def test_functions_of_the_ghn_are_compiled_once_each(one_device):
+    """Before a step its five are to be compiled, although eight networks need them; then none."""
+    assert one_device["compile_left"].tolist() == [5, 0]
+
+
 def test_two_processes_take_the_same_step_as_one_device(one_device, tmp_path: pathlib.Path):
     path, address = tmp_path / "step.npz", f"127.0.0.1:{free_port()}"
     finish(*(start(SCRIPT, path, 2, address, 2, i) for i in (0, 1)))
