@@ -35,6 +35,10 @@ _REORDERED_SUMS: Options = {
     # lets LLVM add up several pixels at once for the gradient of a depthwise kernel; NaN and infinity are kept
     "xla_cpu_enable_fast_math": True
 }
+_UNOPTIMISED: Options = {
+    # for what runs once
+    "xla_backend_optimization_level": "0"
+}
 _GPU: Options = {
     # trying all ways of a convolution or product takes longer than a network's blocks, which Python starts one by one,
     # would gain
@@ -43,8 +47,8 @@ _GPU: Options = {
 _MOSTLY_FUSIONS = (blocks.DepthwiseConvolution, blocks.Pool, blocks.TokenMLP)
 
 
-def options_for(program: Block | Literal["ghn", "fused"]) -> Options:
-    """Options for compiling a block, a function of the GHN, or the fused executor's program.
+def options_for(program: Block | Literal["ghn", "fused", "once"]) -> Options:
+    """Options for compiling a block, a function of the GHN, the fused executor's program, or what runs once.
 
     Returns none for a TPU, and none that the installed XLA does not know.
     """
@@ -58,6 +62,8 @@ def options_for(program: Block | Literal["ghn", "fused"]) -> Options:
             options = options | _LEGACY_FUSIONS
         if isinstance(program, blocks.DepthwiseConvolution):
             options = options | _REORDERED_SUMS
+        if program == "once":
+            options = options | _UNOPTIMISED
     return {name: value for name, value in options.items() if _knows(name, value)}
 
 

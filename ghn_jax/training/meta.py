@@ -324,9 +324,10 @@ def init_state(
     params: Params | None = None,
 ) -> TrainState:
     """A GHN with these weights, or a fresh one as the recipe says, and its optimiser; not replicated."""
+    once = functools.partial(jax.jit, compiler_options=options_for("once"))
     if params is None:
-        params = init_params(config, key)
+        params = cast(Params, once(functools.partial(init_params, config))(key))
         params = near_identity(params) if recipe.start == "near_identity" else params
     zero = jnp.zeros((), jnp.int32)
     average = None if recipe.average is None else params
-    return TrainState(params, jax.jit(optimizer.init)(params), zero, zero, average)
+    return TrainState(params, once(optimizer.init)(params), zero, zero, average)

@@ -19,9 +19,9 @@ _DEFAULTS = {
     "imagenet": {"meta_batch_size": 8, "batch_size": 256, "epochs": 150, "label_smoothing": 0.1},  # published
     "": {"meta_batch_size": 8, "epochs": 150, "label_smoothing": 0.1},  # as for imagenet
     "digits": {  # minutes on two cores
-        "meta_batch_size": 8,
-        "batch_size": 32,
-        "epochs": 5,
+        "meta_batch_size": 4,
+        "batch_size": 64,
+        "epochs": 7,
         "recipe": "efficient",
         "draw": "narrow",
         "image_size": 16,
@@ -81,9 +81,9 @@ class TrainOptions:
     """Directory of DeepNets-1M, whose training architectures are taken instead of sampled ones: the official
     deepnets1m_train.hdf5 with its meta file, or a split that datasets.deepnets1m wrote."""
     meta_batch_size: int | None = None
-    """Architectures per step [8, ghn1: 1, ghn3-xl: 16]."""
+    """Architectures per step [8, digits: 4, ghn1: 1, ghn3-xl: 16]."""
     batch_size: int | None = None
-    """Images that an architecture sees in a step [cifar10: 64, imagenet: 256, with ghn3: 128, digits: 32; others: 256,
+    """Images that an architecture sees in a step [cifar10 and digits: 64, imagenet: 256, with ghn3: 128; others: 256,
     or less to have ten steps an epoch]."""
     micro_batch_size: int | None = None
     """Images that a network runs on at a time, if not all; a divisor of the batch. Saves memory; batch norm uses the
@@ -98,7 +98,7 @@ class TrainOptions:
     """Architectures: published, of 32 to 128 channels; wider, with more where images are large; or narrow, of 32 and
     the lighter half [published, digits: narrow, with ghn3: wider]."""
     epochs: int | None = None
-    """Passes over the images, as one architecture sees them [300, imagenet: 150, with ghn3: 75, digits: 5]."""
+    """Passes over the images, as one architecture sees them [300, imagenet: 150, with ghn3: 75, digits: 7]."""
     steps: int | None = None
     """Stop after this many steps, even if the epochs are not over."""
     learning_rate: float | None = None
