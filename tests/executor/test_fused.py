@@ -162,13 +162,14 @@ class StepOutcome(NamedTuple):
 class Setting:
     """A GHN, its optimiser and a batch of images on some devices."""
 
-    def __init__(self, devices):
+    def __init__(self, devices, ghn_config: config.GHNConfig | None = None, recipe_name: str = "published"):
         self.devices = devices
-        self.config = config.preset("mlp")
+        self.config = ghn_config or config.preset("mlp")
         forms = deepnets_templates(self.config, 32)
         self.templates = tuple(form for form in forms if form.height <= 3 >= form.width)  # fewer to compile
-        optimizer = recipe("published").make_optimizer(num_steps=1000)
-        self.ghn = meta.make_ghn_step(self.config, self.templates, optimizer, devices)
+        optimizer = recipe(recipe_name).make_optimizer(num_steps=1000)
+        self.ghn = meta.make_ghn_step(self.config, self.templates, optimizer, devices, recipe(recipe_name))
+        self.step = fused_training.make_fused_step(tiny_set, devices)
         self.state = pmapped.replicate(meta.init_state(self.config, optimizer, jax.random.key(0)), devices)
         rng = np.random.default_rng(0)
         groups = 2  # which networks take in turn
@@ -186,7 +187,7 @@ class Setting:
         size = fused_training.memory_size(IMAGES)
         state, metrics, _ = fused_training.meta_step(
             self.ghn,
-            fused_training.make_fused_step(tiny_set, self.devices),
+            self.step,
             self.state,
             self.prepare(size),
             self.images,
@@ -231,6 +232,13 @@ def step_on_one_device(one_device: Setting) -> StepOutcome:
 
 def test_a_step_equals_that_of_blocks(one_device: Setting, step_on_one_device):
     assert_same(step_on_one_device, one_device.blocks_step())
+
+
+def test_a_step_of_ghn3_equals_that_of_blocks(one_device: Setting):
+    """With its penalty on the norms of predicted tensors."""
+    setting = Setting(one_device.devices, config.ghn3(hidden=16, layers=1, heads=8), "ghn3")
+    setting.step = one_device.step  # compiled already
+    assert_same(setting.fused_step(), setting.blocks_step())
 
 
 def test_networks_at_a_time_change_nothing(one_device: Setting, monkeypatch: pytest.MonkeyPatch):
