@@ -156,7 +156,7 @@ def _predict(
         traced.initial(incomplete) if incomplete else {},
         seed,
     )
-    variables = traced.rebuild([jax.device_put(tensor) for tensor in tensors])
+    variables = traced.rebuild(jax.device_put(tensors))
     end = time.perf_counter()
     report = Report(
         parameters=sum(int(np.prod(owned.shape)) for owned in extracted.owned),

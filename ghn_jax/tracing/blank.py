@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax
+import numpy as np
 from flax.core import meta
 from flax.core.scope import Scope
 
@@ -34,7 +35,8 @@ class BlankParameters(Scope):
         self.reserve(name, "params")
         shape, *given = init_args
         dtype = given[0] if given else _default_dtype(init_fn)
-        self.put_variable("params", name, jax.lax.full(shape, 0, dtype))
+        zero = np.zeros((), jax.dtypes.canonicalize_dtype(dtype))  # `full` would put it on the device first
+        self.put_variable("params", name, jax.lax.broadcast(zero, shape))
         return self.get_variable("params", name)
 
 

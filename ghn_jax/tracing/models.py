@@ -169,7 +169,7 @@ def _trace_linen(model: nn.Module, images: jax.ShapeDtypeStruct, seed: int, find
         return dict(zip(indices, initialise(key, jnp.zeros(images.shape, images.dtype)), strict=True))
 
     def rebuild(leaves: Sequence[Any]) -> Any:
-        rest = [jax.device_put(x) for x in _outputs(jaxpr, states, key, images)]
+        rest = jax.device_put(_outputs(jaxpr, states, key, images))
         filled = {"params": jax.tree.unflatten(tree, leaves)}
         filled |= jax.tree.unflatten(jax.tree.structure(others), rest)
         return {name: filled[name] for name in variables}  # in the order of the model's own
