@@ -4,13 +4,16 @@ What is here is what docs/models.md tells a user to write.
 """
 
 import contextlib
+import inspect
 from collections.abc import Callable, Iterator
+from types import ModuleType
 from typing import Any, NamedTuple
 from unittest import mock
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax._src.nn import initializers
 
 from ghn_jax import Function
 
@@ -38,7 +41,9 @@ class Entry(NamedTuple):
 
 def keras_function(make: Callable[[], Any]) -> Function:
     """Of a Keras model with the JAX backend."""
-    with nothing_drawn():
+    from keras.src.backend.jax import random
+
+    with nothing_drawn(random):
         model = make()
     own = [variable.value for variable in model.trainable_variables]
     rest = [variable.value for variable in model.non_trainable_variables]
@@ -50,15 +55,26 @@ def keras_function(make: Callable[[], Any]) -> Function:
 
 
 @contextlib.contextmanager
-def nothing_drawn() -> Iterator[None]:
-    """Inside, Keras draws no initial weights: JAX would compile a program for each shape, most of a model's time."""
-    from keras.src.backend.jax import random
+def nothing_drawn(*modules: ModuleType) -> Iterator[None]:
+    """Inside, functions of modules draw no initial weights: JAX would compile one for each shape, most of the time.
 
-    def fill(shape: Any, *_: Any, dtype: Any = None, **__: Any) -> Any:
-        return jax.device_put(np.full(shape, 0.1, dtype or np.float32))
+    The modules are JAX's if none is given.
+    """
+
+    def filled(draw: Callable[..., Any]) -> Callable[..., Any]:
+        signature = inspect.signature(draw)
+
+        def fill(*args: Any, **kwargs: Any) -> Any:
+            given = signature.bind(*args, **kwargs).arguments
+            return jax.device_put(np.full(given.get("shape", ()), 0.1, given.get("dtype") or np.float32))
+
+        return fill
 
     kinds = ("uniform", "normal", "truncated_normal")
-    with mock.patch.multiple(random, **dict.fromkeys(kinds, fill)):
+    with contextlib.ExitStack() as stack:
+        for module in modules or (jax.random, initializers.random):
+            fills = {kind: filled(getattr(module, kind)) for kind in kinds}
+            stack.enter_context(mock.patch.multiple(module, **fills))
         yield
 
 
@@ -77,12 +93,13 @@ def equinox_function(model: Any, states: Any = None) -> Function:
     import equinox as eqx
 
     params, static = eqx.partition(model, eqx.is_inexact_array)
-    key = jax.random.key(0)
+    takes_key = "key" in inspect.signature(type(model).__call__).parameters
+    keys = {"key": jax.random.key(0)} if takes_key else {}
     if states is None:
 
         def apply(params: Any, images: Any) -> Any:
             whole = eqx.nn.inference_mode(eqx.combine(params, static))
-            return jax.vmap(lambda x: whole(x, key=key))(images)
+            return jax.vmap(lambda x: whole(x, **keys))(images)
 
         return Function(apply, params)
 
@@ -90,7 +107,7 @@ def equinox_function(model: Any, states: Any = None) -> Function:
 
     def apply_with_state(params: Any, arrays: Any, images: Any) -> Any:
         whole, states = eqx.nn.inference_mode(eqx.combine(params, static)), eqx.combine(arrays, rest)
-        one = lambda x: whole(x, states, key)[0]  # noqa: E731
+        one = lambda x: whole(x, states, **keys)[0]  # noqa: E731
         return jax.vmap(one, axis_name="batch")(images)
 
     return Function(apply_with_state, params, arrays)

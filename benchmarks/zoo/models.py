@@ -13,6 +13,7 @@ from benchmarks.zoo.adapters import (
     equinox_function,
     haiku_function,
     keras_function,
+    nothing_drawn,
     torch_function,
 )
 
@@ -83,7 +84,8 @@ def _jaxnn() -> Iterator[Entry]:
             import jaxnn
             from flax import nnx
 
-            return jaxnn.create_model(name, rngs=nnx.Rngs(0))
+            with nothing_drawn():
+                return jaxnn.create_model(name, rngs=nnx.Rngs(0))
 
         yield Entry("jaxnn (NNX)", name, make)
 
@@ -118,6 +120,14 @@ _EQUIMO = {
     "vssd": "Vssd",
 }
 
+_EQUIMO_SIDES = {
+    "lowformer_backbone_b0": 256,
+    "lowformer_backbone_b1": 256,
+    "dinov2_vits14_reg": 518,
+    "siglip2_vitb32_256": 256,
+}
+"""Sizes of images of models that are not for 224 pixels."""
+
 
 def _equimo() -> Iterator[Entry]:
     for module, names in _EQUIMO.items():
@@ -125,10 +135,13 @@ def _equimo() -> Iterator[Entry]:
 
             def make(module: str = module, name: str = name) -> Any:
                 model = getattr(importlib.import_module(f"equimo.models.{module}"), name)
-                size = {"img_size": 224, "in_channels": 3} if inspect.isclass(model) else {}
-                return equinox_function(model(num_classes=1000, key=jax.random.key(0), **size))
+                extra = {"img_size": 224, "in_channels": 3} if inspect.isclass(model) else {}
+                extra |= {"attention_type": "softmax"} if module == "lowformer" else {}  # has no default
+                with nothing_drawn():
+                    made = model(num_classes=1000, key=jax.random.key(0), **extra)
+                return equinox_function(made)
 
-            side = 256 if name.endswith("256") else 224
+            side = _EQUIMO_SIDES.get(name, 224)
             yield Entry("equimo (Equinox)", name, make, (3, side, side))
 
 
@@ -146,7 +159,9 @@ def _jaxonmodels() -> Iterator[Entry]:
                 build = getattr(importlib.import_module(f"jaxonmodels.models.{module}"), name)
                 known = inspect.signature(build).parameters
                 extra = {"inference": True} if "inference" in known else {}
-                return equinox_function(*build(jax.random.key(0), **extra))
+                with nothing_drawn():
+                    made = build(jax.random.key(0), **extra)
+                return equinox_function(*made)
 
             yield Entry("jaxonmodels (Equinox)", name.removeprefix("_"), make, CHANNELS_FIRST)
 
@@ -264,7 +279,7 @@ _KERAS_HUB: dict[str, tuple[str, dict[str, Any]]] = {
             "stackwise_depth": [1, 2, 4, 4],
             "stackwise_strides": 2,
             "stackwise_num_filters": [64, 128, 256, 512],
-            "block_type": "dark_block",
+            "block_type": "dark",
         },
     ),
     "Swin-T": (

@@ -39,7 +39,7 @@ _CUTS = frozenset({"slice", "dynamic_slice", "split", "concatenate", "pad", "gat
 _MIXES = frozenset(
     {"dot_general", "conv_general_dilated", "sort", "top_k", "rng_bit_generator", "iota", "clamp"}
 )
-_NUMBERS = 4096
+MOST_NUMBERS = 4096
 """Largest constant whose value is computed."""
 
 
@@ -85,6 +85,10 @@ def _weight(
             cut = _cut(first, step, shape)
             assert isinstance(cut, Weight)
             return cut
+    if name == "gather" and place == 0 and len(own) == 1:
+        steps = _known_rows(params, operands[1], old, shape)
+        if steps is not None:
+            return first._replace(views=_followed(first.views, steps), axes=varying_axes(shape))
     if name == "concatenate":
         return _joined(params["dimension"], operands, shapes, shape)
     if name == "pad" and place == 0 and len(own) == 1:
@@ -156,6 +160,25 @@ def _known_slice(operands: Sequence[Value], old: Shape, shape: Shape) -> Step | 
         else:
             return None
     return Step("slice", tuple(parts))
+
+
+def _known_rows(params: Mapping[str, Any], indices: Value, old: Shape, shape: Shape) -> View | None:
+    """A gather of consecutive rows, as a table of positions is looked up."""
+    numbers, rows_at = params["dimension_numbers"], len(shape) - len(old) + 1
+    by_row = (
+        numbers.start_index_map == numbers.collapsed_slice_dims == (0,) and not numbers.operand_batching_dims
+    )
+    whole = tuple(params["slice_sizes"]) == (1, *old[1:]) and numbers.offset_dims == tuple(
+        range(rows_at, len(shape))
+    )
+    if not (by_row and whole and isinstance(indices, Constant) and indices.value is not None):
+        return None
+    rows = np.reshape(indices.value, -1)
+    first, stop = int(rows[0]), int(rows[0]) + len(rows)
+    if first < 0 or stop > old[0] or not np.array_equal(rows, np.arange(first, stop)):
+        return None
+    cut = Step("slice", ((first, stop, 1), *((0, size, 1) for size in old[1:])))
+    return (*((cut,) if len(rows) < old[0] else ()), Step("reshape", shape))
 
 
 def _joined(axis: int, operands: Sequence[Value], shapes: Sequence[Shape], shape: Shape) -> Weight:
@@ -307,7 +330,7 @@ def _number(
 ) -> np.ndarray | None:
     """The value of a small constant that is made of numbers."""
     shape = shape_of(equation.outvars[0])
-    if math.prod(shape) > _NUMBERS:
+    if math.prod(shape) > MOST_NUMBERS:
         return None
     if name == "iota":
         return _iota(shape, params["dimension"], params["dtype"])

@@ -72,7 +72,8 @@ def add_bias(builder: GraphBuilder, x: Activation, weight: Weight, shape: Shape)
     (leaf,) = new
     form = _position_form(shape, weight.axes, weight.views[leaf], x.features)
     if form is None:
-        builder.leave(new, "is a positional encoding, but of no square map")
+        why = "of no square map" if weight.views[leaf] is not None else "in an order that cannot be followed"
+        builder.leave(new, f"is a positional encoding, but {why}")
         return x.further()
     public, view = form
     position = builder.node("pos_enc", (), public)

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 from jax.extend import core
 
 from ghn_jax.tracing import rules
@@ -18,7 +20,7 @@ from ghn_jax.tracing.builder import Extracted, GraphBuilder
 from ghn_jax.tracing.contraction import contracted, settled
 from ghn_jax.tracing.errors import UnsupportedModel
 from ghn_jax.tracing.loops import loop_of
-from ghn_jax.tracing.statics import function_of_elements, shape_of
+from ghn_jax.tracing.statics import MOST_NUMBERS, function_of_elements, shape_of
 from ghn_jax.tracing.values import (
     Activation,
     Constant,
@@ -274,10 +276,11 @@ def known_outputs(jaxpr: core.Jaxpr, defined: Mapping[int, Value]) -> dict[core.
 
 
 def constant(constants: Constants, array: Any) -> Constant:
-    """An array that a function closes over."""
+    """An array that a function closes over; integers are known, as they may say which rows of a parameter are taken."""
     if not hasattr(array, "dtype") or jnp.issubdtype(array.dtype, jnp.floating):
         return state(constants.leaf(array), jnp.shape(array), jnp.result_type(array))
-    return Constant()
+    is_known = jnp.issubdtype(array.dtype, jnp.integer) and not isinstance(array, Tracer)
+    return Constant(value=np.asarray(array) if is_known and array.size <= MOST_NUMBERS else None)
 
 
 def unstacked(value: Value, i: int, shape: tuple[int, ...]) -> Value:

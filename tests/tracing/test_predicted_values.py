@@ -209,6 +209,28 @@ def test_positions_after_a_norm_and_with_channels_first():
     assert len(np.unique(variables["first"][0].reshape(8, 16), axis=0)) == 8
 
 
+def with_positions(look_up):
+    def apply(p, x):
+        tokens = x.reshape(1, 16, 12) @ p["embed"] + look_up(p["table"])
+        return tokens.mean(1) @ p["head"]
+
+    return apply, {"embed": ones(12, 8), "table": ones(16, 8), "head": ones(8, 10)}
+
+
+def test_positions_looked_up_in_a_table():
+    outside = jnp.arange(16)[None]
+    expected, _ = predict(*with_positions(lambda table: table), IMAGES)
+    for look_up in (lambda table: table[outside], lambda table: jnp.take(table, jnp.arange(16), axis=0)):
+        filled, report = predict(*with_positions(look_up), IMAGES, strict=True)
+        assert nodes(report)["table"] == ("pos_enc", (1, 8, 4, 4))
+        np.testing.assert_array_equal(filled["table"], expected["table"])
+
+
+def test_positions_in_another_order_are_named():
+    with pytest.warns(UserWarning, match="table is a positional encoding, but in an order"):
+        predict(*with_positions(lambda table: table[jnp.arange(16)[::-1] ** 2 % 16]), IMAGES)
+
+
 def test_a_class_token_with_a_shortcut_is_no_bias():
     def apply(p, x):
         patches = x.reshape(1, 16, 12) @ p["embed"]
