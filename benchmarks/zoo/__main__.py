@@ -16,6 +16,7 @@ in. Results are appended, one JSON object a line; models that are there already 
 
 import json
 import pathlib
+import re
 import sys
 import time
 import warnings
@@ -186,7 +187,8 @@ def _line(row: dict[str, Any]) -> str:
     by_batch = f"{row.get('filled', 0)} of {row['statistics']}" if row.get("statistics") else ""
     if "difference" in row:
         by_batch += f", logits within {row['difference']:.0e}"
-    why = "; ".join([*row["unassigned"], *filter(None, [row.get("by_batch_error")])])
+    reasons = {re.sub(r"layer '[^']*'", "a layer", reason) for reason in row["unassigned"]}
+    why = "; ".join([*sorted(reasons), *filter(None, [row.get("by_batch_error")])])
     return f"{name}| {row['parameters']:,} | {row['percent']:.2f} % | {row['nodes']} | {by_batch} | {why} |"
 
 

@@ -279,7 +279,8 @@ _KERAS_HUB: dict[str, tuple[str, dict[str, Any]]] = {
             "stackwise_depth": [1, 2, 4, 4],
             "stackwise_strides": 2,
             "stackwise_num_filters": [64, 128, 256, 512],
-            "block_type": "dark",
+            "block_type": "dark_block",
+            "stage_type": "dark",
         },
     ),
     "Swin-T": (
@@ -317,8 +318,20 @@ def _kimm() -> Iterator[Entry]:
             build = getattr(kimm.models, name)
             return keras_function(lambda: build(weights=None, classifier_activation="linear"))
 
-        side = 299 if name in ("InceptionV3", "Xception") else 224
-        yield Entry("kimm (Keras)", name, make, (side, side, 3))
+        yield Entry("kimm (Keras)", name, make, (_KIMM_SIDES.get(name, 224),) * 2 + (3,))
+
+
+_KIMM_SIDES = {
+    "InceptionV3": 299,
+    "MobileViTXXS": 256,
+    "MobileViTS": 256,
+    "MobileViTV2W050": 256,
+    "MobileViTV2W100": 256,
+    "VisionTransformerTiny16": 384,
+    "VisionTransformerTiny32": 384,
+    "Xception": 299,
+}
+"""Sizes of images of models that are not for 224 pixels."""
 
 
 def _zeromodels() -> Iterator[Entry]:
@@ -337,9 +350,10 @@ _ZERO_SIDES = {
     "inceptionv3": 299,
     "inceptionv4": 299,
     "inception_resnetv2": 299,
+    "mobilevit": 256,
+    "mobilevitv2": 256,
     "swinv2": 256,
 }
-"""Sizes of images of models that are not for 224 pixels."""
 
 _ZERO_OPTIONS = {"efficientformer": {"depths": (3, 2, 6, 4), "embed_dim": (48, 96, 224, 448)}}
 """Arguments without a default."""

@@ -22,7 +22,7 @@ class BlankParameters(Scope):
         return child
 
     def param(self, name: str, init_fn: Any, *init_args: Any, unbox: bool = True, **kwargs: Any) -> Any:
-        """A parameter; a new one is zeros."""
+        """A parameter; a new one has no values yet."""
         if self.has_variable("params", name):  # Flax would trace the initialiser, to compare shapes
             self.reserve(name, "params")
             value = self.get_variable("params", name)
@@ -35,8 +35,8 @@ class BlankParameters(Scope):
         self.reserve(name, "params")
         shape, *given = init_args
         dtype = given[0] if given else _default_dtype(init_fn)
-        zero = np.zeros((), jax.dtypes.canonicalize_dtype(dtype))  # `full` would put it on the device first
-        self.put_variable("params", name, jax.lax.broadcast(zero, shape))
+        sizes = np.broadcast_to(0, shape).shape  # `shape` may be one number
+        self.put_variable("params", name, jax.lax.empty(sizes, jax.dtypes.canonicalize_dtype(dtype)))
         return self.get_variable("params", name)
 
 

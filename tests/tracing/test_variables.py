@@ -37,6 +37,18 @@ def test_dtypes_are_those_of_the_initialisers():
     assert jax.tree.map(jnp.result_type, variables) == jax.tree.map(jnp.result_type, expected)
 
 
+def test_shapes_of_parameters_may_be_numbers_or_none():
+    class Scaled(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            scale = self.param("scale", nn.initializers.ones, ())
+            return nn.Dense(10)((scale * x).mean((1, 2)) + self.param("bias", nn.initializers.zeros, 3))
+
+    with pytest.warns(UserWarning, match="scale is an elementwise scale of a map"):
+        variables, _ = ghn_jax.predict_parameters(Scaled(), IMAGES)
+    assert variables["params"]["scale"] == 1 and variables["params"]["bias"].shape == (3,)
+
+
 def test_boxes_of_partitioned_parameters_survive():
     class Boxed(nn.Module):
         @nn.compact
