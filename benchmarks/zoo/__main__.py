@@ -35,6 +35,7 @@ from ghn_jax.models.config import preset
 from ghn_jax.models.ghn import init_params
 from ghn_jax.tracing import evaluation
 from ghn_jax.tracing.models import trace
+from ghn_jax.tracing.walk import Walked
 
 
 def main(
@@ -87,38 +88,49 @@ def _measure(entry: Entry, ghn: TrainedGHN, numbers: bool) -> dict[str, Any]:
     walked = traced.walk()
     total = sum(int(np.prod(leaf.shape)) for leaf in traced.leaves)
     owned = sum(int(np.prod(owned.shape)) for owned in walked.extracted.owned)
-    statistics = {leaf.index for norm in walked.norms for leaf in (norm.mean, norm.variance) if leaf}
+    variables = _variables(model, entry)
+    statistics = _num_statistics(model, variables, walked)
     row: dict[str, Any] = {
         "parameters": total,
         "percent": 100.0 * owned / total,
         "nodes": walked.extracted.graph.num_nodes,
         "unassigned": sorted(set(walked.extracted.unassigned.values())),
-        "statistics": len(statistics),
+        "statistics": statistics,
     }
     if statistics:
         try:
-            row["filled"] = _filled(model, entry)
+            row["filled"] = _filled(model, variables, entry)
         except Exception as error:
             row["by_batch_error"] = f"{type(error).__name__}: {error}".partition("\n")[0]
     if numbers and statistics:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            variables = predict_parameters(model, entry.images, ghn).variables
-        row["difference"] = _difference(model, variables, entry)
+            predicted = predict_parameters(model, entry.images, ghn).variables
+        row["difference"] = _difference(model, predicted, entry)
     return row
 
 
-def _filled(model: Any, entry: Entry) -> int:
+def _variables(model: Any, entry: Entry) -> Any:
+    """A model's variables, or the model itself if it holds them."""
+    if isinstance(model, Function):
+        return {"params": model.params, "state": model.state}
+    if isinstance(model, nnx.Module):
+        return model
+    keys, keywords = evaluation.random_keys(jax.random.key(0)), evaluation.keywords(type(model).__call__)
+    shapes = jax.eval_shape(lambda x: model.init(keys, x, **keywords), entry.images)
+    return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+
+
+def _num_statistics(model: Any, variables: Any, walked: Walked) -> int:
+    """How many arrays are running statistics; a Linen module says so itself, and need not use them in its init."""
+    if isinstance(model, nn.Module):
+        return len(jax.tree.leaves(variables.get("batch_stats", {})))
+    return len({leaf.index for norm in walked.norms for leaf in (norm.mean, norm.variance) if leaf})
+
+
+def _filled(model: Any, variables: Any, entry: Entry) -> int:
     """How many arrays of state take statistics of a batch of images; nothing is computed."""
     count = 0
-    if isinstance(model, Function):
-        variables: Any = {"params": model.params, "state": model.state}
-    elif isinstance(model, nnx.Module):
-        variables = model
-    else:
-        keys, keywords = evaluation.random_keys(jax.random.key(0)), evaluation.keywords(type(model).__call__)
-        shapes = jax.eval_shape(lambda x: model.init(keys, x, **keywords), entry.images)
-        variables = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
 
     def run(images: jax.Array) -> None:
         nonlocal count
