@@ -355,7 +355,10 @@ _ZERO_SIDES = {
     "swinv2": 256,
 }
 
-_ZERO_OPTIONS = {"efficientformer": {"depths": (3, 2, 6, 4), "embed_dim": (48, 96, 224, 448)}}
+_ZERO_OPTIONS: dict[str, dict[str, Any]] = {
+    "efficientformer": {"depths": (3, 2, 6, 4), "embed_dim": (48, 96, 224, 448)},
+    "vgg": {"num_filters": [64, "M", 128, "M", 256, 256, "M", 512, 512, "M", 512, 512, "M"]},
+}
 """Arguments without a default."""
 
 
