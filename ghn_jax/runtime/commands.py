@@ -12,11 +12,16 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar, cast
 
-from ghn_jax.runtime import memory, signals
+from ghn_jax.runtime import memory, origin, signals
 from ghn_jax.runtime.errors import unknown_name
 from ghn_jax.runtime.extras import extra
 
 Options = TypeVar("Options")
+
+_MISTAKE = (
+    "error: this is a mistake in ghn_jax or in a library that it uses, not in what you gave: please report it, with "
+    "the command, the lines above and what `python -m ghn_jax` prints"
+)
 
 
 def run(options: type[Options], main: Callable[[Options], None]) -> None:
@@ -58,7 +63,7 @@ def parse(options: type[Options], arguments: Sequence[str]) -> Options:
 
 @contextlib.contextmanager
 def errors_as_lines() -> Iterator[None]:
-    """Ends the process with the exit code of `report` for what is the user's to mend, and for signals."""
+    """Ends the process with the exit code of `report` for errors and signals."""
     try:
         with signals.raised():
             yield
@@ -66,22 +71,26 @@ def errors_as_lines() -> Iterator[None]:
         code = report(error)
         sys.stdout.flush()
         os._exit(code)  # threads that compile would have to be waited for
-    except (ValueError, OSError) as error:
+    except Exception as error:
         raise SystemExit(report(error)) from None
 
 
 def report(error: BaseException) -> int:
     """Prints what ended a command, and returns its exit code.
 
-    A ValueError or OSError is the user's to mend: one line and 2. A signal is 128 and its number. All else is a bug: a
-    traceback and 1.
+    What the user can mend, in options, files or a model's code, is one line and 2. A signal is 128 and its number. All
+    else is a mistake of this package or of a library: a traceback, whom to tell, and 1.
     """
-    if isinstance(error, ValueError | OSError):
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
-        return 2
     if isinstance(error, KeyboardInterrupt):
         interrupted = error if isinstance(error, signals.Interrupted) else signals.Interrupted(signal.SIGINT)
         print(interrupted, file=sys.stderr, flush=True)
         return interrupted.code
+    if origin.is_for_the_user(error):
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+        return 2
+    if origin.place_in_users_code(error):
+        print(f"error: {origin.described(error)}", file=sys.stderr, flush=True)
+        return 2
     traceback.print_exception(error)
+    print(_MISTAKE, file=sys.stderr, flush=True)
     return 1

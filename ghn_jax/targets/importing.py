@@ -10,6 +10,8 @@ from typing import Any
 import flax.linen as nn
 from flax import nnx
 
+from ghn_jax.runtime import origin
+
 
 def import_model(arch: str, seed: int = 0) -> Any:
     """Makes the model that `arch` names.
@@ -31,7 +33,7 @@ def import_model(arch: str, seed: int = 0) -> Any:
         return factory(rngs=nnx.Rngs(seed)) if takes_rngs else factory()
     except Exception as error:  # whatever the module raises
         raise ValueError(
-            f"`arch` (={arch!r}) cannot be imported ({type(error).__name__}: {error}): give package.module:factory or "
+            f"`arch` (={arch!r}) cannot be imported ({origin.described(error)}): give package.module:factory or "
             "file.py:factory, a function without arguments that makes a model"
         ) from error
 

@@ -13,6 +13,7 @@ import numpy as np
 from flax import nnx
 from jax.extend import core
 
+from ghn_jax.runtime import origin
 from ghn_jax.tracing import evaluation
 from ghn_jax.tracing.arguments import check_images, check_model
 from ghn_jax.tracing.blank import BlankParameters
@@ -109,10 +110,9 @@ def trace(
 
 def not_traceable(error: Exception, images: Any) -> UnsupportedModel:
     """What to say of an error that a model raised."""
-    first_line = str(error).strip().partition("\n")[0]
     return UnsupportedModel(
         f"`model` cannot be traced on `sample_input` of shape {tuple(images.shape)} "
-        f"({type(error).__name__}: {first_line}): check the input's axes, and what the model does with values"
+        f"({origin.described(error)}): check the input's axes, and what the model does with values"
     )
 
 
