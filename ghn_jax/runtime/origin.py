@@ -39,7 +39,7 @@ def place_in_users_code(error: BaseException) -> str | None:
     for frame in _frames(error):
         code = frame.tb_frame.f_code
         if code.co_filename.startswith(_PACKAGE):
-            called = called or code.co_filename != _RUNS_COMMANDS  # which calls commands, inside or outside of here
+            called = called or code.co_filename != _RUNS_COMMANDS  # which calls commands
         elif called and not _is_library(code.co_filename):
             place = f"{code.co_filename}, line {frame.tb_lineno}, in {code.co_name}"
     return place
