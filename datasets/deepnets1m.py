@@ -12,13 +12,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import tyro
-
 from ghn_jax.deepnets.image_sizes import CIFAR_SIZE, IMAGE_SIZES
 from ghn_jax.deepnets.sampling import SPLITS, sample
 from ghn_jax.deepnets.stored import Header, scan
-from ghn_jax.runtime import commands
-from ghn_jax.runtime.errors import unknown_name
+from ghn_jax.runtime import commands, outputs
+from ghn_jax.runtime.errors import check_range, unknown_name
 
 Progress = Callable[[int, int], None]
 """Is told how many architectures are written, and of how many."""
@@ -48,6 +46,7 @@ def write_split(
         another version of this library, or is damaged; nothing is written then.
     """
     header = _checked(Header(split, num, seed, image_size))
+    outputs.check_directory("out", out)
     path = out / f"deepnets1m_{split}.jsonl"
 
     def line(index: int) -> bytes:
@@ -101,8 +100,7 @@ def _checked(header: Header) -> Header:
     size = SPLITS[header.split].size
     if not 1 <= header.num <= size:
         raise ValueError(f"`num` (={header.num}) must be from 1 to {size}, the size of {header.split!r}")
-    if header.seed < 0:
-        raise ValueError(f"`seed` (={header.seed}) must not be negative")
+    check_range("seed", header.seed, 0)
     if header.image_size not in IMAGE_SIZES:
         sizes = " or ".join(map(str, IMAGE_SIZES))
         raise ValueError(f"`image_size` (={header.image_size}) must be {sizes}")
@@ -146,8 +144,7 @@ def _progress_line(interval: float = 1.0) -> Progress:
 
 def main() -> None:
     """Runs the command line."""
-    with commands.errors_as_lines():
-        tyro.cli(write, prog="python -m datasets.deepnets1m", use_underscores=True)
+    commands.call("python -m datasets.deepnets1m", {"": write})
 
 
 if __name__ == "__main__":

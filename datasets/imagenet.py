@@ -17,12 +17,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import tensorflow_datasets as tfds
-import tyro
 from array_record.python.array_record_module import ArrayRecordWriter
 from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
 from datasets.tfds_layout import dataset_info
-from ghn_jax.runtime import commands
+from ghn_jax.runtime import commands, outputs
 from ghn_jax.runtime.open_files import allow_open_files
 
 VERSION = "5.1.0"
@@ -62,6 +61,7 @@ def prepare_imagenet(data_dir: Path, archives: Path, progress: Progress = lambda
         if not (archives / name).is_file():
             raise ValueError(f"`archives` (={str(archives)!r}) lacks {name}: get it from image-net.org")
     synsets, validation_synsets = (_shipped_lines(name) for name in ("labels.txt", "validation_labels.txt"))
+    outputs.check_directory("data_dir", data_dir)
     directory.parent.mkdir(parents=True, exist_ok=True)
     # Written beside and then renamed, so that a directory of that name is always whole.
     with tempfile.TemporaryDirectory(dir=directory.parent, prefix="incomplete.") as scratch:
@@ -182,8 +182,7 @@ def prepare(archives: Path, data_dir: Path) -> None:
 
 def main() -> None:
     """Runs the command line."""
-    with commands.errors_as_lines():
-        tyro.cli(prepare, prog="python -m datasets.imagenet", use_underscores=True)
+    commands.call("python -m datasets.imagenet", {"": prepare})
 
 
 if __name__ == "__main__":

@@ -16,12 +16,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import tyro
 from jaxtyping import UInt8
 
 from datasets.tfds_layout import dataset_info
 from ghn_jax.images.resident import CIFAR10_VERSION, ImageSplit
-from ghn_jax.runtime import commands
+from ghn_jax.runtime import commands, outputs
 
 URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
 SHA256 = "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"
@@ -54,6 +53,7 @@ def prepare_cifar10(
     directory = data_dir / "cifar10" / CIFAR10_VERSION
     if directory.exists():
         raise ValueError(f"`data_dir` (={str(data_dir)!r}) already has {directory}: remove it first")
+    outputs.check_directory("data_dir", data_dir)
     with tempfile.TemporaryDirectory() as scratch:
         splits = read_archive(archive or _download(Path(scratch, "cifar-10-binary.tar.gz"), progress))
     directory.parent.mkdir(parents=True, exist_ok=True)
@@ -187,10 +187,7 @@ def prepare(name: Literal["cifar10"], /, data_dir: Path, archive: Path | None = 
 
 def main() -> None:
     """Runs the command line."""
-    with commands.errors_as_lines():
-        tyro.extras.subcommand_cli_from_dict(
-            {"prepare": prepare}, prog="python -m datasets.images", use_underscores=True
-        )
+    commands.call("python -m datasets.images", {"prepare": prepare})
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import importlib.metadata
 import importlib.util
 import pathlib
 import platform
+import sys
 from typing import cast
 
 import ghn_jax
@@ -100,4 +101,8 @@ def overview() -> str:
 
 if __name__ == "__main__":
     with commands.errors_as_lines():
+        if given := [word for word in sys.argv[1:] if word not in ("-h", "--help")]:
+            raise ValueError(
+                f"`{given[0]}` has no effect: python -m ghn_jax takes no options, and lists the commands"
+            )
         print(overview())

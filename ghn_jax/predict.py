@@ -210,8 +210,8 @@ def _settle_class_layers(walked: Walked, config: GHNConfig, what: str) -> Extrac
         layer = f"last layer ({names[0]})" if names else "output"
         raise ValueError(
             f"`ghn` predicts {config.num_classes} classes and the model's {layer} has {walked.labels}: use a "
-            f"GHN for {walked.labels} classes, a model with {config.num_classes}, predict_class_layers=False to leave "
-            "that layer out, or headless=True for a model without classification layer"
+            f"GHN for {walked.labels} classes, or a model with {config.num_classes}; in Python also "
+            "predict_class_layers=False to leave that layer out, or headless=True for a model without one"
         )
     return extracted
 

@@ -73,7 +73,10 @@ SOURCES = {
 def commands() -> list[tuple[pathlib.Path, str]]:
     """The files that declare the options of each command in the texts, and its arguments."""
     found = set()
+    wrong_on_purpose = ROOT / "docs" / "faults.md"  # test_faults_page.py runs what is there
     for page in [*PAGES, ROOT / "CHANGELOG.md", ROOT / "benchmarks" / "README.md"]:
+        if page == wrong_on_purpose:
+            continue
         for match in COMMAND.finditer(page.read_text()):
             name = match["script"] or match["entry"]
             module = ROOT.joinpath(*(match["module"] or "").split("."))

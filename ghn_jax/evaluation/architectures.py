@@ -9,7 +9,7 @@ from ghn_jax.deepnets.architectures import Architecture
 from ghn_jax.deepnets.lowering import lower
 from ghn_jax.evaluation.options import EvaluateOptions
 from ghn_jax.executor.program import Lowered
-from ghn_jax.runtime.errors import check_range, unknown_name
+from ghn_jax.runtime.errors import called, check_range, unknown_name
 from ghn_jax.targets import NAMES
 
 Maker = Callable[[int, int], Lowered]
@@ -28,7 +28,8 @@ def select(options: EvaluateOptions, image_size: int) -> list[tuple[str, Maker]]
         return [(name, _named(name)) for name in sampling.PREDEFINED]
     architectures = _split(options, image_size)
     first = int(options.arch or 0)
-    architectures[first]  # raises for an index outside the split
+    with called("index", "arch"):
+        architectures[first]  # raises for an index outside the split
     last = first + 1 if options.arch else min(options.num_archs or sys.maxsize, len(architectures))
     return [(str(index), _maker(architectures, index, options.channels)) for index in range(first, last)]
 
@@ -38,7 +39,8 @@ def _split(options: EvaluateOptions, image_size: int) -> Sequence[Architecture]:
         return _Sampled(options.split, options.seed, image_size)
     from ghn_jax.deepnets.stored import open_split  # needs h5py
 
-    return open_split(options.deepnets_dir, options.split, image_size)
+    with called("path", "deepnets_dir"):
+        return open_split(options.deepnets_dir, options.split, image_size)
 
 
 class _Sampled(Sequence[Architecture]):

@@ -22,6 +22,7 @@ from ghn_jax.images.resident import ImageDataset
 from ghn_jax.images.sources import StreamedDataset
 from ghn_jax.predict import predict_parameters
 from ghn_jax.runtime import late_callbacks, outputs
+from ghn_jax.runtime.errors import called
 from ghn_jax.runtime.extras import extra
 from ghn_jax.runtime.status import Status
 from ghn_jax.targets import NAMES, target, variant
@@ -57,7 +58,8 @@ def _evaluate_model(options: EvaluateOptions, shown: Status) -> None:
     sample = jax.ShapeDtypeStruct((1, dataset.image_size, dataset.image_size, 3), jnp.float32)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        variables, report = predict_parameters(model, sample, ghn)
+        with called("ghn", "ckpt"), called("model", "arch"):
+            variables, report = predict_parameters(model, sample, ghn)
     shown.say(
         f"{options.ckpt} {results.training(ghn.info)}: {options.arch} for {name}, {report.graph.num_nodes} nodes"
     )

@@ -150,4 +150,4 @@ def open_images(options: EvaluateOptions, info: dict[str, Any]) -> tuple[str, Im
     image_size = trained if options.image_size is None else options.image_size
     if image_size is not None:
         check_image_size(image_size)
-    return name, load(name, options.data_dir, image_size)
+    return name, load(name, options.data_dir, image_size, options.num_workers)

@@ -14,7 +14,7 @@ from ghn_jax.finetuning.options import FinetuneOptions
 from ghn_jax.images.loading import load
 from ghn_jax.images.shots import few_shots
 from ghn_jax.runtime import compilation, devices
-from ghn_jax.runtime.errors import unknown_name
+from ghn_jax.runtime.errors import called, unknown_name
 from ghn_jax.runtime.status import Status
 from ghn_jax.targets import NAMES, target, variant
 from ghn_jax.targets.importing import import_model
@@ -25,7 +25,7 @@ def run(options: FinetuneOptions) -> None:
 
     Raises ValueError for options that do not fit each other, the model or the data, and NonFiniteLoss.
     """
-    options.check()
+    options = options.resolve()
     devices.check()
     compilation.use_persistent_cache(options.compilation_cache)
     with Status() as shown:
@@ -34,7 +34,7 @@ def run(options: FinetuneOptions) -> None:
 
 def _run(options: FinetuneOptions, shown: Status) -> None:
     shown.doing(f"loading {options.dataset}")
-    dataset = load(options.dataset, options.data_dir, options.image_size)
+    dataset = load(options.dataset, options.data_dir, options.image_size, options.num_workers)
     workdir = options.workdir or _default_workdir(options)
     curves: comparison.Curves = {start: {} for start in options.starts()}
     for seed in range(options.seed, options.seed + options.seeds):
@@ -79,7 +79,8 @@ def make_model(options: FinetuneOptions, num_classes: int, image_size: int, seed
     if arch in NAMES:
         return target(arch, num_classes, variant(image_size))
     if arch.isdigit():
-        found = sampling.sample(options.split, int(arch), image_size=image_size)
+        with called("index", "arch"):
+            found = sampling.sample(options.split, int(arch), image_size=image_size)
     elif arch in NAMED:
         found = NAMED[arch]
     else:

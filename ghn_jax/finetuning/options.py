@@ -1,10 +1,15 @@
 """Options of fine-tuning."""
 
 import dataclasses
+import os
 import pathlib
 
+from ghn_jax.deepnets.architectures import NAMED
 from ghn_jax.deepnets.image_sizes import check_image_size
 from ghn_jax.finetuning.recipe import Recipe
+from ghn_jax.finetuning.starts import RANDOM
+from ghn_jax.runtime import outputs
+from ghn_jax.runtime.errors import check_range
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,22 +55,57 @@ class FinetuneOptions(Recipe):
     compilation_cache: pathlib.Path | None = None
     """Where compiled programs are kept between runs [~/.cache/ghn_jax/xla]."""
 
+    def resolve(self) -> "FinetuneOptions":
+        """Expands paths, then checks."""
+        changes = {name: v.expanduser() for name, v in vars(self).items() if isinstance(v, pathlib.Path)}
+        starts = {name: getattr(self, name) for name in ("init", "compare")}
+        changes |= {name: _expanded(value) for name, value in starts.items() if value is not None}
+        options = dataclasses.replace(self, **changes)
+        options.check()
+        return options
+
     def check(self) -> None:
-        """Raises ValueError for an unknown name and for a number out of range."""
+        """Raises ValueError for an unknown name, a number out of range, and an option that would have no effect."""
         super().check()
-        for name in ("seeds", "checkpoint_every", "log_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` (={getattr(self, name)}) must be at least 1")
+        for name in ("seeds", "checkpoint_every", "log_every", "shots"):
+            check_range(name, getattr(self, name), 1)
+        check_range("num_workers", self.num_workers, 0, 1024)
+        self._check_used()
         if self.image_size is not None:
             check_image_size(self.image_size)
         if self.evaluate_on not in ("test", "val"):
             raise ValueError(f"`evaluate_on` (={self.evaluate_on!r}) must be test or val")
         if self.picture is not None and self.picture.suffix not in (".png", ".svg", ".pdf"):
             raise ValueError(f"`picture` (={str(self.picture)!r}) must end in .png, .svg or .pdf")
+        outputs.check("picture", self.picture)
+        if not self.starts():
+            raise ValueError(
+                f"`compare` (={self.compare!r}) names no start: give some, as random,ghn2-digits"
+            )
         if self.compare is not None and self.init != "random":
             raise ValueError(f"`init` (={self.init!r}) and `compare` (={self.compare!r}): give one of them")
 
+    def _check_used(self) -> None:
+        """Raises ValueError for an option that others leave without effect."""
+        of_a_split = self.arch.isdigit()
+        if not of_a_split and self.split != FinetuneOptions.split:
+            raise ValueError(f"`split` (={self.split!r}) has no effect with --arch={self.arch}: leave it out")
+        if self.channels is not None and not of_a_split and self.arch not in NAMED:
+            raise ValueError(
+                f"`channels` (={self.channels}) has no effect with --arch={self.arch}: leave it out"
+            )
+        for name in ("noise", "orthogonal"):
+            if getattr(self, name) and self.starts() == [RANDOM]:
+                raise ValueError(
+                    f"`{name}` (={getattr(self, name)}) has no effect with --init=random: it changes predicted weights"
+                )
+
     def starts(self) -> list[str]:
         """What to start from, in order and without repetition."""
-        names = (self.compare or self.init).split(",")
+        names = (self.init if self.compare is None else self.compare).split(",")
         return list(dict.fromkeys(name.strip() for name in names if name.strip()))
+
+
+def _expanded(starts: str) -> str:
+    """The same starts, with `~` as the home directory."""
+    return ",".join(os.path.expanduser(name.strip()) for name in starts.split(","))

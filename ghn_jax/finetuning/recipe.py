@@ -7,7 +7,7 @@
 import dataclasses
 from typing import Any
 
-from ghn_jax.runtime.errors import unknown_name
+from ghn_jax.runtime.errors import check_range, unknown_name
 from ghn_jax.runtime.extras import extra
 
 with extra("train"):
@@ -63,15 +63,15 @@ class Recipe:
         if self.precision not in PRECISIONS:
             raise unknown_name("precision", self.precision, PRECISIONS)
         for name in ("batch_size", "epochs", "steps"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"`{name}` (={value}) must be at least 1")
+            check_range(name, getattr(self, name), 1)
         for name in ("learning_rate", "clip"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"`{name}` (={getattr(self, name)}) must be positive")
-        for name in ("weight_decay", "warmup_steps", "noise", "seed"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"`{name}` (={getattr(self, name)}) must not be negative")
+            check_range(name, getattr(self, name), 0, above=True)
+        for name in ("weight_decay", "warmup_steps", "noise", "seed", "evaluate_at"):
+            values = getattr(self, name)
+            for value in values if isinstance(values, tuple) else (values,):
+                check_range(name, value, 0)
+        if self.optimizer != "sgd" and self.momentum != Recipe.momentum:
+            raise ValueError(f"`momentum` (={self.momentum}) has no effect with --optimizer={self.optimizer}")
         for name in ("momentum", "label_smoothing"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise ValueError(f"`{name}` (={getattr(self, name)}) must be in 0..1, below 1")

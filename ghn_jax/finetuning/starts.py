@@ -16,6 +16,7 @@ from ghn_jax.models.before_training import add_noise, layer_names, orthogonalize
 from ghn_jax.predict import predict_parameters
 from ghn_jax.pretrained import TrainedGHN
 from ghn_jax.pretrained.runs import load_weights
+from ghn_jax.runtime.errors import called
 
 RANDOM = "random"
 """The start that draws the parameters."""
@@ -47,10 +48,12 @@ def make_start(
     if not isinstance(init, TrainedGHN):
         path = pathlib.Path(init)
         if path.is_dir() and (path / "checkpoints").is_dir():
-            saved, meta = load_weights(path)
+            with called("ckpt", "init"):
+                saved, meta = load_weights(path)
             if "finetuned" in meta:
                 return _go_on(path, saved, classifier, classifier.draw(key))
-        init = pretrained.load(init)
+        with called("ckpt", "init"):
+            init = pretrained.load(init)
     return _predicted(init, model, classifier, sample_input, recipe)
 
 

@@ -26,16 +26,24 @@ def absolute(name: str) -> str:
 
 
 def load(
-    name: str, data_dir: pathlib.Path | None = None, image_size: int | None = None
+    name: str, data_dir: pathlib.Path | None = None, image_size: int | None = None, num_workers: int = 0
 ) -> ImageDataset | StreamedDataset:
     """Opens an image set: one of `DATASETS`, or of the forms in `STREAMED`.
 
     Args:
       image_size: height and width that networks are to see, by default nearly that of the images.
+      num_workers: processes that will decode its images.
 
-    Raises ValueError if it is unknown, is not there, or cannot be used (see `resident.load`, `sources.open_dataset`).
+    Raises ValueError if it is unknown, is not there, or cannot be used (see `resident.load`, `sources.open_dataset`),
+    and for an argument that it leaves without effect.
     """
     check_name(name)
+    if data_dir is not None and (name == "digits" or name.startswith("folder:")):
+        raise ValueError(f"`data_dir` (={str(data_dir)!r}) has no effect with --dataset={name}: leave it out")
+    if num_workers and name in DATASETS:
+        raise ValueError(
+            f"`num_workers` (={num_workers}) has no effect with {name}, whose images are in memory: leave it out"
+        )
     if name in DATASETS:
         dataset = resident.load(name, str(data_dir) if data_dir else None)
         return dataclasses.replace(dataset, image_size=image_size or dataset.image_size)

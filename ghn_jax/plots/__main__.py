@@ -7,7 +7,7 @@ import dataclasses
 import pathlib
 from typing import Annotated, Literal
 
-from ghn_jax.runtime import commands
+from ghn_jax.runtime import commands, outputs
 from ghn_jax.runtime.extras import extra
 
 with commands.errors_as_lines(), extra("plots"):
@@ -42,6 +42,7 @@ def plot(options: PlotOptions) -> None:
     figures = {"training": training_figure(options.run / "metrics.jsonl")}
     if evaluations:
         figures["evaluation"] = evaluation_figure(evaluations)
+    outputs.check_directory("output", output)
     output.mkdir(parents=True, exist_ok=True)
     for name, figure in figures.items():
         path = output / f"{name}.{options.format}"

@@ -24,6 +24,10 @@ _COLUMNS = 3
 def training_figure(metrics: pathlib.Path) -> Figure:
     """Loss and top-1 accuracy by step, with their running medians, and the accuracy of each validation."""
     lines = records.read(metrics, "run")
+    if not all("step" in line for line in lines):
+        raise ValueError(
+            f"`run` (={str(metrics)!r}) is of something else: its lines are no steps of a training run"
+        )
     figure = Figure(figsize=(11, 4), layout="constrained")
     losses, accuracies = figure.subplots(1, 2)
     _draw_steps(losses, series(lines, "loss"), "loss")

@@ -15,7 +15,7 @@ import pathlib
 import numpy as np
 
 from ghn_jax import pretrained
-from ghn_jax.runtime import commands, devices
+from ghn_jax.runtime import commands, devices, outputs
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -54,6 +54,7 @@ def _leaves(params: dict) -> list[np.ndarray]:
 def _convert(source: str, out: pathlib.Path, dtype: str) -> None:
     if out.suffix not in (".safetensors", ".pt"):
         raise ValueError(f"`out` (={str(out)!r}) must end in .safetensors or .pt: the name says the format")
+    outputs.check("out", out)
     pretrained.save(out, pretrained.load(source), np.dtype(dtype).type)
     print(f"{source} -> {out}, {out.stat().st_size:,} bytes")
 

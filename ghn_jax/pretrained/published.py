@@ -6,6 +6,7 @@ Face hub, whose library keeps it in its own cache.
 
 import hashlib
 import importlib
+import logging
 import os
 import pathlib
 import re
@@ -97,6 +98,7 @@ def _from_hub(name: str, repository: str, file: str, revision: str | None) -> Fo
     except ValueError as error:
         raise _not_here(name, f"is on the Hugging Face hub, but {error}") from error
     try:
+        logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # a line for each of its attempts
         path = pathlib.Path(hub.hf_hub_download(repository, file, revision=revision))
     except errors.RevisionNotFoundError as error:
         raise ValueError(

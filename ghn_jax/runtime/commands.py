@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import io
 import itertools
 import logging
@@ -16,7 +17,7 @@ from ghn_jax.runtime import memory, origin, signals
 from ghn_jax.runtime.errors import unknown_name
 from ghn_jax.runtime.extras import extra
 
-Options = TypeVar("Options")
+T = TypeVar("T")
 
 _MISTAKE = (
     "error: this is a mistake in ghn_jax or in a library that it uses, not in what you gave: please report it, with "
@@ -24,7 +25,7 @@ _MISTAKE = (
 )
 
 
-def run(options: type[Options], main: Callable[[Options], None]) -> None:
+def run(options: type[T], main: Callable[[T], None]) -> None:
     """Parses `options` from the command line and calls `main`, in `errors_as_lines`."""
     memory.reuse_freed_memory()
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax logs a traceback of what it raises too
@@ -32,7 +33,7 @@ def run(options: type[Options], main: Callable[[Options], None]) -> None:
         main(parse(options, sys.argv[1:]))
 
 
-def parse(options: type[Options], arguments: Sequence[str]) -> Options:
+def parse(options: type[T], arguments: Sequence[str]) -> T:
     """Options from the command line; `--help` prints them and ends the process.
 
     Raises ValueError for an unknown option, and a value that is empty or of another type.
@@ -47,11 +48,48 @@ def parse(options: type[Options], arguments: Sequence[str]) -> Options:
             raise unknown_name("option", f"--{name}", [f"--{name}" for name in names])
         if equals and not value:
             raise ValueError(f"`{name}` is empty: give a value, or leave --{name} out")
+    config = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagConversionOff)
+    module = sys.modules["__main__"].__spec__
+    program = module and f"python -m {module.name.removesuffix('.__main__')}"
+    return _without_box(lambda: tyro.cli(options, args=arguments, config=config, prog=program))
+
+
+def call(program: str, functions: dict[str, Callable[..., None]]) -> None:
+    """Calls a function with arguments from the command line, in `errors_as_lines`.
+
+    Args:
+      program: how the command is called.
+      functions: by the word that chooses one, if there are several or the word is not empty.
+    """
+    with errors_as_lines():
+        with extra("train"):
+            import tyro
+
+        def parse() -> Callable[[], None]:
+            later = {name: _bound(function) for name, function in functions.items()}
+            if set(later) == {""}:
+                return tyro.cli(later[""], prog=program, use_underscores=True)
+            return tyro.extras.subcommand_cli_from_dict(later, prog=program, use_underscores=True)
+
+        _without_box(parse)()
+
+
+def _bound(function: Callable[..., None]) -> Callable[..., Callable[[], None]]:
+    """What takes the same arguments, and gives a call with them."""
+
+    @functools.wraps(function)
+    def bind(*arguments: Any, **named: Any) -> Callable[[], None]:
+        return functools.partial(function, *arguments, **named)
+
+    return bind
+
+
+def _without_box(parse: Callable[[], T]) -> T:
+    """What tyro parses. Raises ValueError with the first sentence of what it draws a box around."""
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            config = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagConversionOff)
-            return tyro.cli(options, args=arguments, config=config)
+            return parse()
     except SystemExit as ended:
         if not ended.code:
             raise

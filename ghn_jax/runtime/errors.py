@@ -1,8 +1,9 @@
 """Helpers for messages that name the argument, its value and a remedy."""
 
+import contextlib
 import difflib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 
 def unknown_name(argument: str, value: object, valid: Iterable[str]) -> ValueError:
@@ -11,6 +12,17 @@ def unknown_name(argument: str, value: object, valid: Iterable[str]) -> ValueErr
     nearest = difflib.get_close_matches(str(value), names, n=3, cutoff=0.4)
     hint = f"did you mean {' or '.join(repr(n) for n in nearest)}? " if nearest else ""
     return ValueError(f"`{argument}` (={value!r}) is unknown: {hint}valid are {', '.join(names)}")
+
+
+@contextlib.contextmanager
+def called(argument: str, option: str) -> Iterator[None]:
+    """What a ValueError inside calls `argument` is called `option` where the user gave it."""
+    try:
+        yield
+    except ValueError as error:
+        if f"`{argument}`" not in str(error):
+            raise
+        raise type(error)(str(error).replace(f"`{argument}`", f"`{option}`")) from error
 
 
 LARGEST = 2**31 - 1

@@ -22,6 +22,18 @@ def check(option: str, path: pathlib.Path | None) -> None:
         raise ValueError(f"`{option}` (={str(path)!r}) is no file that can be written: give another path")
 
 
+def check_directory(option: str, path: pathlib.Path) -> None:
+    """Raises ValueError if a directory could not be made, or is none to write in; makes nothing."""
+    there = next(place for place in (path, *path.absolute().parents) if os.path.lexists(place))
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        raise ValueError(
+            f"`{option}` (={str(path)!r}) is no directory that can be written ({error.strerror}): give another path"
+        ) from error
+
+
 def write(path: pathlib.Path, data: bytes) -> None:
     """Writes a file, or leaves what was there; its permissions follow the umask."""
     partial = path.with_name(path.name + ".part")

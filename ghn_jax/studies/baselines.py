@@ -21,7 +21,8 @@ from ghn_jax.images.resident import ImageDataset
 from ghn_jax.images.sources import StreamedDataset
 from ghn_jax.models.templates import deepnets_templates
 from ghn_jax.pretrained import TrainedGHN
-from ghn_jax.runtime import commands, compilation, devices
+from ghn_jax.runtime import commands, compilation, devices, outputs
+from ghn_jax.runtime.errors import check_range
 from ghn_jax.studies.trained import train_network
 
 Dataset = ImageDataset | StreamedDataset
@@ -69,8 +70,7 @@ class Training:
         recipe.check()
         if self.image_size is not None:
             check_image_size(self.image_size)
-        if self.noise < 0:
-            raise ValueError(f"`noise` (={self.noise}) must not be negative")
+        check_range("noise", self.noise, 0)
         if self.channels is not None and (self.channels < 16 or self.channels % 16):
             raise ValueError(f"`channels` (={self.channels}) must be a positive multiple of 16")
         return recipe
@@ -93,6 +93,7 @@ def baselines(options: BaselineOptions) -> None:
     """
     lanes.share_cores()
     recipe = options.recipe()
+    outputs.check("results", options.results)
     devices.check()
     compilation.use_persistent_cache(options.compilation_cache)
     sampling.sample(options.split, 0)  # raises for an unknown split

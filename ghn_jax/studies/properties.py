@@ -23,6 +23,7 @@ from ghn_jax.deepnets.lowering import lower
 from ghn_jax.deepnets.stored import open_split
 from ghn_jax.pretrained import TrainedGHN
 from ghn_jax.runtime import commands, devices
+from ghn_jax.runtime.errors import check_range
 from ghn_jax.runtime.extras import extra
 from ghn_jax.studies.embeddings import graph_embeddings
 from ghn_jax.studies.rank import Tau, kendall
@@ -82,6 +83,8 @@ def properties(options: PropertyOptions) -> dict[str, dict[str, Tau]]:
 
     Raises ValueError for a file that is none of the two kinds, and for too few architectures.
     """
+    check_range("folds", options.folds, 2)
+    check_range("seed", options.seed, 0)
     ghn = pretrained.load(options.ckpt)
     teach, test = read_truth(options)
     found = predict_properties(ghn, teach, test, options.folds, options.seed)
@@ -150,14 +153,19 @@ def read_truth(options: PropertyOptions) -> tuple[Truth | None, Truth]:
     """Architectures to learn from, if the file tells them apart, and to test on."""
     try:
         text = options.results.read_text()
-    except FileNotFoundError as error:
+    except (OSError, UnicodeDecodeError) as error:
         raise ValueError(
-            f"`results` (={str(options.results)!r}) does not exist: write it with python -m ghn_jax.studies.baselines"
+            f"`results` (={str(options.results)!r}) cannot be read ({error}): write it with python -m "
+            "ghn_jax.studies.baselines"
         ) from error
     try:
         lines = [json.loads(line) for line in text.splitlines() if line]
     except json.JSONDecodeError as error:
         raise ValueError(f"`results` (={str(options.results)!r}) is damaged: {error}") from error
+    if not all(isinstance(line, dict) for line in lines):
+        raise ValueError(
+            f"`results` (={str(options.results)!r}) is of something else: its lines are no JSON objects"
+        )
     if len(lines) == 1 and {"val", "test"} <= lines[0].keys():
         return _official(options, lines[0], "val"), _official(options, lines[0], "test")
     if not lines or "test_noise" not in lines[0]:

@@ -16,7 +16,8 @@ from ghn_jax.deepnets import sampling
 from ghn_jax.evaluation import results
 from ghn_jax.executor import lanes
 from ghn_jax.images.loading import load
-from ghn_jax.runtime import commands, compilation, devices
+from ghn_jax.runtime import commands, compilation, devices, outputs
+from ghn_jax.runtime.errors import check_range
 from ghn_jax.runtime.extras import extra
 from ghn_jax.studies.baselines import (
     Record,
@@ -60,8 +61,11 @@ def search(options: SearchOptions) -> None:
         raise ValueError(
             f"`top` (={options.top}) must be at least 1, and at most half of {options.num_archs}"
         )
-    if options.val_batches < 1:
-        raise ValueError(f"`val_batches` (={options.val_batches}) must be at least 1")
+    check_range("val_batches", options.val_batches, 1)
+    for name in ("results", "picture"):
+        outputs.check(name, getattr(options, name))
+    if options.picture is not None and options.picture.suffix not in (".png", ".svg", ".pdf"):
+        raise ValueError(f"`picture` (={str(options.picture)!r}) must end in .png, .svg or .pdf")
     devices.check()
     compilation.use_persistent_cache(options.compilation_cache)
     path = options.results or default_path(options, "search")

@@ -21,8 +21,8 @@ from ghn_jax.models import config
 from ghn_jax.models.templates import deepnets_templates
 from ghn_jax.pretrained import TrainedGHN
 from ghn_jax.pretrained import load as load_ghn
-from ghn_jax.runtime import compilation, devices, memory, signals
-from ghn_jax.runtime.errors import LARGEST
+from ghn_jax.runtime import compilation, devices, memory, outputs, signals
+from ghn_jax.runtime.errors import LARGEST, called
 from ghn_jax.runtime.status import Status
 from ghn_jax.training import executors, feed, meta, prepare, processes, same_run
 from ghn_jax.training.checkpoint import RunCheckpoints
@@ -76,7 +76,9 @@ class _Plan(NamedTuple):
 def _plan(options: TrainOptions) -> _Plan:
     assert options.meta_batch_size and options.workdir
     prepare.check_divides(options.meta_batch_size, jax.device_count())
-    dataset = load(options.dataset, options.data_dir, options.image_size)
+    if jax.process_index() == 0:
+        outputs.check_directory("workdir", options.workdir)
+    dataset = load(options.dataset, options.data_dir, options.image_size, options.num_workers)
     fitted = options.fitted(len(dataset.train), len(dataset.val), dataset.image_size)
     assert fitted.batch_size and fitted.epochs
     horizon = fitted.epochs * (len(dataset.train) // fitted.batch_size)
@@ -89,7 +91,8 @@ def _plan(options: TrainOptions) -> _Plan:
     unvalidated = options.val_archs is None and not fitted.val_archs
     init = None
     if options.init is not None and RunCheckpoints(options.workdir).latest_step() is None:
-        init = load_ghn(options.init)
+        with called("ckpt", "init"):
+            init = load_ghn(options.init)
         changes = same_run.ghn_changes(dataclasses.asdict(init.config), ghn_config)
         if changes:
             raise ValueError(
@@ -111,7 +114,8 @@ def _train(plan: _Plan, owned: contextlib.ExitStack, shown: Status) -> None:
     optimizer = recipe.make_optimizer(schedule_steps)
     stored = None
     if options.deepnets_dir is not None:
-        stored = open_split(options.deepnets_dir, "train", dataset.image_size)
+        with called("path", "deepnets_dir"):
+            stored = open_split(options.deepnets_dir, "train", dataset.image_size)
     size = (options.micro_batch_size or options.batch_size, dataset.image_size, dataset.image_size, 3)
     ghn_step = meta.make_ghn_step(ghn_config, templates, optimizer, jax.devices(), recipe)
     shown.doing("making the weights of the GHN")

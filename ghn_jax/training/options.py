@@ -43,7 +43,7 @@ _DEFAULTS_OF_PRESET = {"ghn1": {"meta_batch_size": 1}, "ghn3-xl": {"meta_batch_s
 
 _AT_LEAST_1, _FROM_0 = (1, LARGEST), (0, LARGEST)
 _RANGES = {
-    "meta_batch_size": _AT_LEAST_1,
+    "meta_batch_size": (1, 4096),
     "batch_size": _AT_LEAST_1,
     "micro_batch_size": _AT_LEAST_1,
     "epochs": _AT_LEAST_1,

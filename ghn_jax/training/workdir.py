@@ -11,6 +11,8 @@ import zlib
 from collections.abc import Iterator
 from typing import Any
 
+from ghn_jax.runtime import outputs
+
 _GOING_ON = ("seconds", "compilations", "compilation_seconds")
 
 
@@ -18,8 +20,9 @@ _GOING_ON = ("seconds", "compilations", "compilation_seconds")
 def locked(workdir: pathlib.Path) -> Iterator[None]:
     """Makes the directory, if need be, and keeps other runs out of it; the lock ends with the process, however it dies.
 
-    Raises ValueError if another run has it.
+    Raises ValueError if another run has it, and for what can be no directory.
     """
+    outputs.check_directory("workdir", workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     with (workdir / "run.lock").open("a+") as file:
         try:

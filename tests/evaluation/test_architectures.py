@@ -46,7 +46,7 @@ def test_stored_architectures(directory):
     ("options", "message"),
     [
         ({"split": "dense"}, "no split 'dense'|not in"),
-        ({"split": "deep", "arch": "3"}, r"`index` \(=3\) is outside"),
+        ({"split": "deep", "arch": "3"}, r"`arch` \(=3\) is outside"),
         ({"split": "nosuch"}, "nosuch"),
         ({"split": "deep", "num_archs": 0}, "num_archs"),
     ],

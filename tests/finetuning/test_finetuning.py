@@ -338,7 +338,7 @@ BAD = {
     ),
     "`data` has no batch": lambda tmp: loop.finetune(Small(), iter([]), recipe=Recipe(steps=3)),
     "`data` has images of shape": lambda tmp: loop.finetune(Small(), (arrays()[0], arrays()[1][:5])),
-    "`ckpt`.*unknown": lambda tmp: loop.finetune(Small(), arrays(), init="ghn9", recipe=Recipe(steps=2)),
+    "`init`.*unknown": lambda tmp: loop.finetune(Small(), arrays(), init="ghn9", recipe=Recipe(steps=2)),
     "holds another run.*learning_rate": lambda tmp: [
         loop.finetune(Small(), arrays(), recipe=Recipe(steps=1, learning_rate=rate), workdir=tmp)
         for rate in (0.1, 0.2)
