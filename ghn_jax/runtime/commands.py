@@ -7,6 +7,7 @@ import io
 import itertools
 import logging
 import os
+import select
 import signal
 import sys
 import traceback
@@ -116,13 +117,16 @@ def errors_as_lines() -> Iterator[None]:
 def report(error: BaseException) -> int:
     """Prints what ended a command, and returns its exit code.
 
-    What the user can mend, in options, files or a model's code, is one line and 2. A signal is 128 and its number. All
-    else is a mistake of this package or of a library: a traceback, whom to tell, and 1.
+    What the user can mend, in options, files or a model's code, is one line and 2. A signal is 128 and its number, and
+    so, without a word, is that the reader of the output went away, as `head` does. All else is a mistake of this
+    package or of a library: a traceback, whom to tell, and 1.
     """
     if isinstance(error, KeyboardInterrupt):
         interrupted = error if isinstance(error, signals.Interrupted) else signals.Interrupted(signal.SIGINT)
         print(interrupted, file=sys.stderr, flush=True)
         return interrupted.code
+    if isinstance(error, BrokenPipeError) and _nobody_reads():
+        return 128 + signal.SIGPIPE
     if origin.is_for_the_user(error):
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
         return 2
@@ -132,3 +136,13 @@ def report(error: BaseException) -> int:
     traceback.print_exception(error)
     print(_MISTAKE, file=sys.stderr, flush=True)
     return 1
+
+
+def _nobody_reads() -> bool:
+    """Whether standard output is a pipe that is closed at its other end; what is left to be written is then dropped."""
+    output = select.poll()
+    output.register(sys.stdout.fileno(), 0)
+    closed = any(events & select.POLLERR for _, events in output.poll(0))
+    if closed:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return closed

@@ -1,6 +1,7 @@
 """Errors told apart: what the user gave, the code of the user's model, and mistakes of this package or a library."""
 
 import pathlib
+import signal
 import subprocess
 import sys
 
@@ -104,3 +105,28 @@ def test_files_of_libraries_are_no_users_code():
     for module in (jax, np, pathlib, pytest):
         assert module.__file__ and origin._is_library(module.__file__), module.__file__
     assert not origin._is_library(origin.__file__) and not origin._is_library(__file__)
+
+
+def test_a_reader_that_went_away_is_no_error():
+    program = (
+        "from ghn_jax.runtime import commands\n"
+        "with commands.errors_as_lines(): input(), print('x', flush=True)"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdin and process.stdout and process.stderr
+        process.stdout.close()
+        process.stdin.write("go on\n")
+        process.stdin.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 128 + signal.SIGPIPE
+
+
+def test_another_pipe_that_breaks_is_one(capfd: pytest.CaptureFixture[str]):
+    assert commands.report(BrokenPipeError(32, "Broken pipe", "/some/fifo")) == 2
+    assert "/some/fifo" in capfd.readouterr().err
