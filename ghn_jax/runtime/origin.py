@@ -19,12 +19,13 @@ _RUNS_COMMANDS = _PACKAGE + os.path.join("runtime", "commands.py")
 def is_for_the_user(error: BaseException) -> bool:
     """Whether `error` says what the user can mend: its text is made for them, or the system refused a file.
 
-    That is a ValueError or OSError that a `raise` outside of libraries made, or an OSError with the system's number.
+    That is a ValueError or OSError that a `raise` of this package or its scripts made, or an OSError with the system's
+    number.
     """
     if isinstance(error, OSError) and error.errno is not None:
         return True
     frames = _frames(error)
-    if not isinstance(error, ValueError | OSError) or not frames:
+    if not isinstance(error, ValueError | OSError) or not frames or frames[-1] is _in_users_code(frames):
         return False
     code, instruction = frames[-1].tb_frame.f_code, frames[-1].tb_lasti
     return not _is_library(code.co_filename) and dis.opname[code.co_code[instruction]] == "RAISE_VARARGS"
@@ -35,14 +36,11 @@ def place_in_users_code(error: BaseException) -> str | None:
 
     A model that a user names is the only such code. None if `error` did not pass through any.
     """
-    called, place = False, None
-    for frame in _frames(error):
-        code = frame.tb_frame.f_code
-        if code.co_filename.startswith(_PACKAGE):
-            called = called or code.co_filename != _RUNS_COMMANDS  # which calls commands
-        elif called and not _is_library(code.co_filename):
-            place = f"{code.co_filename}, line {frame.tb_lineno}, in {code.co_name}"
-    return place
+    frame = _in_users_code(_frames(error))
+    if frame is None:
+        return None
+    code = frame.tb_frame.f_code
+    return f"{code.co_filename}, line {frame.tb_lineno}, in {code.co_name}"
 
 
 def described(error: BaseException) -> str:
@@ -51,6 +49,17 @@ def described(error: BaseException) -> str:
     first_line = str(error).strip().partition("\n")[0]
     what = f"{type(error).__name__}: {first_line}" if first_line else type(error).__name__
     return f"{what}, at {place}" if place else what
+
+
+def _in_users_code(frames: list[TracebackType]) -> TracebackType | None:
+    called, innermost = False, None
+    for frame in frames:
+        file = frame.tb_frame.f_code.co_filename
+        if file.startswith(_PACKAGE):
+            called = called or file != _RUNS_COMMANDS  # which calls commands
+        elif called and not _is_library(file):
+            innermost = frame
+    return innermost
 
 
 def _frames(error: BaseException) -> list[TracebackType]:

@@ -26,6 +26,11 @@ class Wrong(nn.Module):
     @nn.compact
     def __call__(self, x):
         return nn.Dense(3)(x) + jnp.ones(4)
+
+class Refuses(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        raise ValueError("not today")
 """
 
 
@@ -89,16 +94,19 @@ def test_what_a_model_raises_names_its_file_and_line(file: pathlib.Path):
         trace(model, jnp.zeros((1, 4)))
 
 
+@pytest.mark.parametrize(
+    ("name", "what", "line"), [("Wrong", "Incompatible", 11), ("Refuses", "not today", 16)]
+)
 def test_what_a_model_raises_anywhere_else_is_one_line(
-    file: pathlib.Path, capsys: pytest.CaptureFixture[str]
+    name: str, what: str, line: int, file: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ):
-    model = importing.import_model(f"{file}:Wrong")
-    with pytest.raises(ValueError, match="Incompatible shapes") as error:
+    model = importing.import_model(f"{file}:{name}")
+    with pytest.raises(ValueError, match=what) as error:
         classifier(model, jax.ShapeDtypeStruct((1, 4), "float32")).draw(jax.random.key(0))
     assert commands.report(error.value) == 2
     said = capsys.readouterr().err
-    assert said.startswith("error: ValueError: Incompatible shapes")
-    assert said.endswith(f", at {file}, line 11, in __call__\n")
+    assert said.startswith(f"error: ValueError: {what}")
+    assert said.endswith(f", at {file}, line {line}, in __call__\n")
 
 
 def test_files_of_libraries_are_no_users_code():
