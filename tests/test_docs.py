@@ -95,7 +95,7 @@ def options(source: pathlib.Path) -> frozenset[str]:
                 names.add(name)
             case ast.Constant(value=str(text)) if text.startswith("--"):
                 names.add(text[2:].replace("-", "_"))
-            case ast.ImportFrom(module=str(module)) if module.endswith(".options"):
+            case ast.ImportFrom(module=str(module)) if module.endswith((".options", ".recipe")):
                 names |= options(ROOT.joinpath(*module.split(".")).with_suffix(".py"))
     return frozenset(names)
 

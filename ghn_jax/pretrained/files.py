@@ -124,6 +124,8 @@ def save(path: pathlib.Path, ghn: TrainedGHN, dtype: type[np.floating] = np.floa
     """
     state = {name: np.asarray(t, dtype) for name, t in to_state_dict(ghn.config, ghn.params).items()}
     partial = path.with_name(path.name + ".part")
+    partial.touch()
+    mode = partial.stat().st_mode  # by the umask, which safetensors does not ask
     if path.suffix == ".pt":
         write_torch_file(partial, state, public_config(ghn.config))
     else:
@@ -133,6 +135,7 @@ def save(path: pathlib.Path, ghn: TrainedGHN, dtype: type[np.floating] = np.floa
             "info": json.dumps(ghn.info),
         }
         safetensors.numpy.save_file(state, partial, metadata)
+    partial.chmod(mode)
     partial.replace(path)
 
 

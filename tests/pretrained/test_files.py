@@ -234,3 +234,10 @@ def test_reading_takes_little_more_than_the_weights(tmp_path):
         tracemalloc.stop()
         public_names._BLOCK = before
     assert peak < 1.3 * weights
+
+
+def test_written_files_follow_the_umask(tmp_path, tiny):
+    (tmp_path / "plain").touch()
+    for name in ("ghn.safetensors", "ghn.pt"):
+        pretrained.save(tmp_path / name, tiny)
+        assert (tmp_path / name).stat().st_mode == (tmp_path / "plain").stat().st_mode
