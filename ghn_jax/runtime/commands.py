@@ -133,6 +133,15 @@ def report(error: BaseException) -> int:
     if origin.place_in_users_code(error):
         print(f"error: {origin.described(error)}", file=sys.stderr, flush=True)
         return 2
+    library = (getattr(error, "name", None) or "").partition(".")[0]
+    if isinstance(error, ModuleNotFoundError) and library not in ("", "ghn_jax"):
+        print(
+            f"error: `{library}` is not installed: python -m pip install -r requirements.txt, in a clone, or pip "
+            "install 'ghn-jax[all]'",
+            file=sys.stderr,
+            flush=True,
+        )
+        return 2
     traceback.print_exception(error)
     print(_MISTAKE, file=sys.stderr, flush=True)
     return 1

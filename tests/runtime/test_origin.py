@@ -1,5 +1,6 @@
 """Errors told apart: what the user gave, the code of the user's model, and mistakes of this package or a library."""
 
+import importlib
 import pathlib
 import signal
 import subprocess
@@ -138,3 +139,15 @@ def test_a_reader_that_went_away_is_no_error():
 def test_another_pipe_that_breaks_is_one(capfd: pytest.CaptureFixture[str]):
     assert commands.report(BrokenPipeError(32, "Broken pipe", "/some/fifo")) == 2
     assert "/some/fifo" in capfd.readouterr().err
+
+
+def test_a_package_that_is_not_installed_is_named(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(ModuleNotFoundError) as missing:
+        importlib.import_module("no_such_package.of_ours")
+    assert commands.report(missing.value) == 2
+    assert capsys.readouterr().err.startswith(
+        "error: `no_such_package` is not installed: python -m pip install"
+    )
+    with pytest.raises(ModuleNotFoundError) as ours:
+        importlib.import_module("ghn_jax.no_such_room")
+    assert commands.report(ours.value) == 1
