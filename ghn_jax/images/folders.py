@@ -81,8 +81,8 @@ def open_folder(path: Path) -> Found:
     names = split_names(f"folder:{path}", there)
     if "train" not in names:
         raise ValueError(
-            f"folder:{path} lacks {path / 'train'} (it holds {', '.join(there[:5]) or 'nothing'}): put a folder of images "
-            "for each class into train, and one with others into val"
+            f"folder:{path} lacks {path / 'train'} (it holds {', '.join(there[:5]) or 'nothing'}): put a folder of "
+            "images for each class into train, and one with others into val"
         )
     classes = tuple(sorted(_directories(path / names["train"])))
     listed = {split: _list_split(path / name, split, classes) for split, name in names.items()}
