@@ -319,11 +319,16 @@ def _before(checkpoints: RunCheckpoints, last_good_step: int, leads: bool) -> st
 def _validate(
     ghn_config: config.GHNConfig, params: Any, dataset: ImageDataset | StreamedDataset, options: TrainOptions
 ) -> float:
-    """Mean top-1 of the first architectures of the split val on the first held-out images."""
+    """Mean top-1 of the first architectures of the split val on the first held-out images.
+
+    Where the run draws narrow networks, these are narrow too: wider blocks would be compiled for this alone.
+    """
     templates = deepnets_templates(ghn_config, dataset.image_size)
 
     def top1(index: int) -> float:
         arch = sampling.sample("val", index, image_size=dataset.image_size)
+        if options.draw == "narrow":
+            arch = sampling.narrowed(arch)
         network = lower(arch, dataset.num_classes, dataset.image_size)
         flat = predict_flat(ghn_config, params, network, templates)
         return network_accuracy(
