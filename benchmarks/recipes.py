@@ -39,7 +39,7 @@ from ghn_jax.training.pmapped import replicate, unreplicate
 from ghn_jax.training.recipes import Recipe, recipe
 
 _NUM_HELD_OUT = 16
-_BATCHES = 2
+_IMAGES = 128
 _CONFIG = preset("ghn2")
 _TEMPLATES = deepnets_templates(_CONFIG, 32)
 
@@ -186,7 +186,7 @@ def _run(
 
 def _accuracy(network: Lowered, params: Any, dataset: ImageDataset) -> float:
     flat = predict_flat(_CONFIG, params, network, _TEMPLATES)
-    return network_accuracy(network, flat, dataset, "test", _BATCHES).top1
+    return network_accuracy(network, flat, dataset, "test", _IMAGES).top1
 
 
 def _print(results: dict[str, list[dict[str, Any]]], options: Options) -> None:

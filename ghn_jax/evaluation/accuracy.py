@@ -6,7 +6,6 @@ Running statistics of batch norm are not predicted, so networks are run with the
 """
 
 import functools
-import itertools
 import math
 import statistics
 from collections.abc import Callable, Iterator, Sequence
@@ -70,7 +69,7 @@ def network_accuracy(
     flat: Float[Array, "..."],
     dataset: ImageDataset | StreamedDataset,
     split: str,
-    max_batches: int | None = None,
+    num_images: int | None = None,
     num_workers: int = 0,
     noise: float = 0.0,
     name: str = "the network",
@@ -79,14 +78,14 @@ def network_accuracy(
     program = run.without_dropout(network.program)
     weights = run.load_weights(program, flat)
     logits = functools.partial(run.forward, program, weights)
-    return accuracy(logits, dataset, split, max_batches, num_workers, noise, name)
+    return accuracy(logits, dataset, split, num_images, num_workers, noise, name)
 
 
 def accuracy(
     logits: Logits,
     dataset: ImageDataset | StreamedDataset,
     split: str,
-    max_batches: int | None = None,
+    num_images: int | None = None,
     num_workers: int = 0,
     noise: float = 0.0,
     name: str = "the network",
@@ -96,7 +95,7 @@ def accuracy(
 
     Args:
       split: "val", images held out from the training set, or "test".
-      max_batches: only the first so many batches of 64 images.
+      num_images: only so many of the images, at least 64; the same ones in every call.
       num_workers: processes that decode a streamed set.
       noise: standard deviation of Gaussian noise on the pixels, in 0..1, which stay in that range; the same noise in
         every call.
@@ -109,7 +108,7 @@ def accuracy(
     if noise < 0:
         raise ValueError(f"`noise` (={noise}) must not be negative")
     counts, damaged = [], []
-    for number, part in enumerate(itertools.islice(_batches(dataset, split, num_workers), 0, max_batches)):
+    for number, part in enumerate(_batches(dataset, split, num_images, num_workers)):
         images = _noisy(part.images, noise, number) if noise else part.images
         predicted = logits(_normalized(images, dataset.mean, dataset.std, dataset.image_size))
         counts.append(_count(predicted, part.labels, part.new))
@@ -124,7 +123,9 @@ def accuracy(
     return Accuracy(100.0 * float(top1) / total, 100.0 * float(top5) / total, int(total), tuple(damaged))
 
 
-def _batches(dataset: ImageDataset | StreamedDataset, split: str, num_workers: int) -> Iterator[Batch]:
+def _batches(
+    dataset: ImageDataset | StreamedDataset, split: str, num_images: int | None, num_workers: int
+) -> Iterator[Batch]:
     """Batches of 64 images.
 
     Where the number of images is no multiple of 64, the last batch takes in images of the one before, which are
@@ -132,10 +133,10 @@ def _batches(dataset: ImageDataset | StreamedDataset, split: str, num_workers: i
     """
     if isinstance(dataset, StreamedDataset):
         source = dataset.val if split == "val" else dataset.test
-        yield from evaluation_batches(dataset, source, BATCH_SIZE, num_workers=num_workers)
+        yield from evaluation_batches(dataset, source, BATCH_SIZE, num_images, num_workers=num_workers)
         return
     held_out = dataset.val if split == "val" else dataset.test
-    count = len(held_out.images)
+    count = min(len(held_out.images), num_images or len(held_out.images))
     if count < BATCH_SIZE:
         raise ValueError(f"`split` (={split!r}) has {count} images: evaluation needs at least {BATCH_SIZE}")
     for start in range(0, count, BATCH_SIZE):

@@ -16,7 +16,7 @@ from ghn_jax import pretrained
 from ghn_jax.deepnets.networks import from_batch_stats, from_params
 from ghn_jax.evaluation import results
 from ghn_jax.evaluation.accuracy import BATCH_SIZE, Logits, NotFinite, accuracy
-from ghn_jax.evaluation.options import EvaluateOptions, open_images
+from ghn_jax.evaluation.options import EvaluateOptions, count_images, open_images
 from ghn_jax.graphs import draw
 from ghn_jax.images.resident import ImageDataset
 from ghn_jax.images.sources import StreamedDataset
@@ -45,12 +45,14 @@ def _evaluate_model(options: EvaluateOptions, shown: Status) -> None:
     shown.doing(f"loading {options.ckpt} and images")
     ghn = pretrained.load(options.ckpt)
     name, dataset = open_images(options, ghn.info)
+    num_images = count_images(options, dataset)
     header = {
         "ckpt": options.ckpt,
         "weights": results.checksum(ghn.params),
         "dataset": name,
         "split": options.split,
     }
+    header |= {"images": options.num_images} if options.num_images else {}
     header |= {"noise": options.noise} if options.noise else {}
     done = results.open_results(options.results, header) if options.results else {}
     shown.doing(f"predicting the parameters of {options.arch}")
@@ -73,7 +75,6 @@ def _evaluate_model(options: EvaluateOptions, shown: Status) -> None:
         export(variables, options.export, public_names=options.arch in NAMES)
     start = time.monotonic()
     split = "val" if options.split == "val" else "test"
-    num_images = len(dataset.val if split == "val" else dataset.test)
 
     def testing(batches: int = 0) -> None:
         shown.doing(
@@ -85,6 +86,7 @@ def _evaluate_model(options: EvaluateOptions, shown: Status) -> None:
         _logits(model, variables, report.output or 0),
         dataset,
         split,
+        num_images,
         num_workers=options.num_workers,
         noise=options.noise,
         name=options.arch,

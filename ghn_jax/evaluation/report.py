@@ -14,7 +14,7 @@ from ghn_jax.evaluation import results
 from ghn_jax.evaluation.accuracy import NotFinite, Summary, network_accuracy, predict_flat, summarize
 from ghn_jax.evaluation.architectures import select
 from ghn_jax.evaluation.models import evaluate_model
-from ghn_jax.evaluation.options import TABLE, EvaluateOptions, is_model, open_images
+from ghn_jax.evaluation.options import TABLE, EvaluateOptions, count_images, is_model, open_images
 from ghn_jax.evaluation.table import evaluate_table
 from ghn_jax.executor import lanes
 from ghn_jax.executor.program import Lowered
@@ -69,7 +69,7 @@ def _evaluate_split(options: EvaluateOptions, shown: Status) -> tuple[Summary, d
         )
     selected = select(options, dataset.image_size)
     split = "val" if options.split == "val" else "test"
-    num_images = len(dataset.val if split == "val" else dataset.test)
+    num_images = count_images(options, dataset)
     weights = results.checksum(ghn.params)
     path = options.results or _default_path(options, weights, name)
     header = {
@@ -123,6 +123,7 @@ def _evaluate_split(options: EvaluateOptions, shown: Status) -> tuple[Summary, d
             flat,
             dataset,
             split,
+            num_images,
             num_workers=options.num_workers,
             noise=options.noise,
             name=described,
@@ -182,6 +183,7 @@ def _evaluate_split(options: EvaluateOptions, shown: Status) -> tuple[Summary, d
 def _default_path(options: EvaluateOptions, weights: str, dataset: str) -> pathlib.Path:
     part = f"-C{options.channels}" if options.channels else ""
     part += f"-{options.image_size}px" if options.image_size else ""
+    part += f"-{options.num_images}images" if options.num_images else ""
     part += f"-noise{options.noise}" if options.noise else ""
     part += f"-{options.deepnets_dir.resolve().name}" if options.deepnets_dir else ""
     stem, dataset = pathlib.Path(options.ckpt).resolve().stem, re.sub(r"\W+", "_", dataset)

@@ -167,9 +167,14 @@ class TrainStream(Iterator[Batch]):
 
 
 def evaluation_batches(
-    dataset: StreamedDataset, source: Source, batch_size: int = 64, seed: int = 0, num_workers: int = 0
+    dataset: StreamedDataset,
+    source: Source,
+    batch_size: int = 64,
+    num_images: int | None = None,
+    seed: int = 0,
+    num_workers: int = 0,
 ) -> Iterator[Batch]:
-    """All images of a split once, in an order fixed by the seed.
+    """All images of a split, or so many, once, in an order fixed by the seed.
 
     Where their number is no multiple of `batch_size`, the last batch takes in images of the one before, which are not
     `new`.
@@ -182,7 +187,7 @@ def evaluation_batches(
     """
     from ghn_jax.images import decode  # as in `training_batches`
 
-    count = len(source)
+    count = min(len(source), num_images or len(source))
     if not 1 <= batch_size <= count:
         raise ValueError(
             f"`batch_size` (={batch_size}) must be in 1..{count}, the number of images to evaluate on"
@@ -190,7 +195,7 @@ def evaluation_batches(
     starts = np.arange(0, count, batch_size)
     positions = np.minimum(starts, count - batch_size)[:, None] + np.arange(batch_size)
     new = positions >= starts[:, None]
-    order = np.random.default_rng(seed).permutation(count)[positions]
+    order = np.random.default_rng(seed).permutation(len(source))[positions]
     resized = dataset.image_size if dataset.crops == "shifted" else round(dataset.image_size * decode.RESIZED)
     transform = functools.partial(decode.central_crop, size=dataset.image_size, resized=resized)
     batches = (

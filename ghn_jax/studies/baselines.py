@@ -180,11 +180,11 @@ def make_network(options: Training, split: str, index: int, dataset: Dataset) ->
 
 
 def predicted_top1(
-    ghn: TrainedGHN, network: Lowered, dataset: Dataset, split: str, max_batches: int | None = None
+    ghn: TrainedGHN, network: Lowered, dataset: Dataset, split: str, num_images: int | None = None
 ) -> float:
     """Accuracy with the parameters that a GHN predicts."""
     flat = predict_flat(ghn.config, ghn.params, network, deepnets_templates(ghn.config, dataset.image_size))
-    return network_accuracy(network, flat, dataset, split, max_batches).top1
+    return network_accuracy(network, flat, dataset, split, num_images).top1
 
 
 def default_path(options: Training, name: str) -> pathlib.Path:

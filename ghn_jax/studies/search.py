@@ -14,6 +14,7 @@ import numpy as np
 from ghn_jax import pretrained
 from ghn_jax.deepnets import sampling
 from ghn_jax.evaluation import results
+from ghn_jax.evaluation.accuracy import BATCH_SIZE
 from ghn_jax.executor import lanes
 from ghn_jax.images.loading import load
 from ghn_jax.runtime import commands, compilation, devices, outputs
@@ -102,7 +103,7 @@ def rank(options: SearchOptions, path: pathlib.Path) -> dict[int, float]:
 
     def judge(place: int) -> Record:
         network = make_network(options, SPLIT, waiting[place], dataset)
-        top1 = predicted_top1(ghn, network, dataset, "val", options.val_batches)
+        top1 = predicted_top1(ghn, network, dataset, "val", options.val_batches * BATCH_SIZE)
         return {"arch": str(waiting[place]), "parameters": network.num_parameters, "top1": top1}
 
     for count, record in enumerate(lanes.run_in_lanes(judge, len(waiting)), start=1):

@@ -31,7 +31,7 @@ from ghn_jax.training.pmapped import replicate, unreplicate
 from ghn_jax.training.progress import Clock
 from ghn_jax.training.workdir import MetricsFile, locked
 
-_VAL_BATCHES = 10
+_VAL_IMAGES = 10 * BATCH_SIZE
 """Batches of held-out images that judge a checkpoint."""
 
 
@@ -336,7 +336,7 @@ def _validate(
             flat,
             dataset,
             "val",
-            _VAL_BATCHES,
+            _VAL_IMAGES,
             options.num_workers,
             name=f"architecture {index} of val",
         ).top1

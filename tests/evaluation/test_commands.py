@@ -4,6 +4,7 @@ import dataclasses
 import json
 import pathlib
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -14,8 +15,9 @@ from ghn_jax.deepnets.sampling import sample
 from ghn_jax.evaluation import accuracy as accuracy_module
 from ghn_jax.evaluation import report, results
 from ghn_jax.evaluation.accuracy import NotFinite, accuracy
-from ghn_jax.evaluation.options import EvaluateOptions
+from ghn_jax.evaluation.options import EvaluateOptions, count_images
 from ghn_jax.images.loading import load
+from ghn_jax.images.resident import ImageDataset
 from ghn_jax.runtime import commands, outputs
 
 REFUSED = {
@@ -41,6 +43,7 @@ REFUSED = {
     "--results=/": "`results`",
     "--num_archs=0": "`num_archs` (=0) must be at least 1",
     "--num_archs=99999999999999999999": "at most 2147483647",
+    "--num_images=63": "`num_images` (=63) must be at least 64",
     "--channels=20": "multiple of 16",
     "--channels=-16": "must be at least 16",
     "--seed=-1": "must not be negative",
@@ -106,14 +109,32 @@ def test_a_line_cut_short_is_dropped_and_no_other(tmp_path: pathlib.Path):
 
 def test_default_names_differ_by_weights():
     names = {report._default_path(EvaluateOptions(), weights, "digits") for weights in ("1", "2")}
-    assert len(names) == 2
+    names.add(report._default_path(EvaluateOptions(num_images=64), "1", "digits"))
+    assert len(names) == 3
 
 
 def test_logits_that_are_not_finite_are_an_error():
     with pytest.raises(NotFinite, match="the logits of tiny are not finite on 2 of 2 batches"):
         accuracy(
-            lambda x: jnp.full((len(x), 10), jnp.nan), load("digits"), "test", max_batches=2, name="tiny"
+            lambda x: jnp.full((len(x), 10), jnp.nan), load("digits"), "test", num_images=128, name="tiny"
         )
+
+
+def test_accuracy_on_part_of_the_images():
+    digits = load("digits")
+    assert isinstance(digits, ImageDataset)
+    seen = []
+
+    def logits(x):
+        seen.append(len(x))
+        return jax.nn.one_hot(jnp.full(len(x), 3), 10)
+
+    part = accuracy(logits, digits, "test", num_images=100)
+    assert seen == [64, 64]
+    assert part.num_images == 100
+    np.testing.assert_allclose(part.top1, 100 * np.mean(np.asarray(digits.test.labels[:100]) == 3), rtol=1e-6)
+    with pytest.raises(ValueError, match=r"`num_images` \(=361\) are more than the 360"):
+        count_images(EvaluateOptions(num_images=361), digits)
 
 
 def test_networks_without_finite_parameters_are_an_error_when_the_others_are_done(

@@ -171,6 +171,10 @@ def test_evaluation_sees_every_image_once(dataset):
     place = next((b, i) for b in batches for i in range(4) if b.labels[i] == 3)
     np.testing.assert_array_equal(place[0].images[place[1]], np.asarray(image)[1:17, 2:18])
     assert_same(list(stream.evaluation_batches(dataset, dataset.val, batch_size=4, seed=0)), batches)
+    part = list(stream.evaluation_batches(dataset, dataset.val, batch_size=4, num_images=6, seed=0))
+    assert_same(part[:1], batches[:1])
+    some = [int(label) for b in part for label in b.labels[b.new]]
+    assert some == counted[: len(some)] and len(some) in (5, 6)  # one is damaged
     other = stream.evaluation_batches(dataset, dataset.val, batch_size=4, seed=1)
     assert any((a.labels != b.labels).any() for a, b in zip(other, batches, strict=True))
 

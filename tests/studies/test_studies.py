@@ -171,7 +171,7 @@ def test_noise_makes_images_harder_to_read_and_stays_in_range():
         return jax.nn.one_hot(np.zeros(len(images), int), 10)
 
     for noise in (0.0, 0.0, 0.3, 0.3):
-        accuracy(logits, digits, "test", max_batches=1, noise=noise)
+        accuracy(logits, digits, "test", num_images=64, noise=noise)
     assert (seen[2] == seen[3]).all() and (seen[0] == seen[1]).all()
     pixels = seen[2] * np.array(digits.std, np.float32) + np.array(digits.mean, np.float32)
     assert pixels.min() >= -1e-6 and pixels.max() <= 1 + 1e-6
