@@ -4,8 +4,14 @@
 
 Writes a file of deterministic weights in the public format if there is none, then, in a process of its own, prints the
 time that loading takes and its peak memory, and the time to predict a ResNet-50 and a ViT-B, first and again.
+
+    python -m benchmarks.published_files --path=xl.pt --ghn3 CHECKOUT --public CHECKOUT --torch_python PYTHON
+
+then does the same with the public code (github.com/SamsungSAILMontreal/ghn3 and .../facebookresearch/ppuda) in an
+interpreter with torch, torchvision, joblib, huggingface_hub, networkx and einops.
 """
 
+import json
 import pathlib
 import subprocess
 import sys
@@ -26,12 +32,22 @@ from ghn_jax.pretrained.torch_writer import write_torch_file
 MODELS = ("resnet50", "vit_b_16")
 
 
-def main(path: pathlib.Path, preset: str = "ghn3-xl", measure: bool = False) -> None:
+def main(
+    path: pathlib.Path,
+    preset: str = "ghn3-xl",
+    ghn3: pathlib.Path | None = None,
+    public: pathlib.Path | None = None,
+    torch_python: str | None = None,
+    measure: bool = False,
+) -> None:
     """Measures a file.
 
     Args:
       path: of the file; it is written if it does not exist.
       preset: configuration of the GHN, for ImageNet.
+      ghn3: checkout of the public code of GHN-3.
+      public: checkout of ppuda, which that builds on.
+      torch_python: interpreter with PyTorch.
       measure: only measures, in this process.
     """
     if not measure:
@@ -40,6 +56,12 @@ def main(path: pathlib.Path, preset: str = "ghn3-xl", measure: bool = False) -> 
         subprocess.run(
             [sys.executable, "-m", "benchmarks.published_files", f"--path={path}", "--measure"], check=True
         )
+        if ghn3 and public and torch_python:
+            job = {"ghn3": str(ghn3), "public": str(public), "path": str(path.absolute()), "models": MODELS}
+            script = pathlib.Path(__file__).parent / "public" / "published_files.py"
+            subprocess.run(
+                [torch_python, "-W", "ignore", script], input=json.dumps(job), text=True, check=True
+            )
         return
     before = peak()
     start, worked = time.perf_counter(), time.process_time()
