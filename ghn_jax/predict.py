@@ -67,8 +67,9 @@ class Prediction(NamedTuple):
     """A model's predicted parameters, and a report.
 
     Attributes:
-      variables: for a Linen module its variables, {'params': ...} and other collections as initialised; for an
-        NNX module a filled copy of it; for a function its tree of parameters.
+      variables: for a Linen module its variables, {'params': ...} and other collections as initialised, with the
+        predicted parameters where they are computed from parameters; for an NNX module a filled copy of it, whose
+        state is as it was; for a function its tree of parameters.
       report: what was predicted.
     """
 

@@ -39,6 +39,10 @@ class Split(Source, Protocol):
         """Indices of the images to validate with, if the set has no validation images."""
         ...
 
+    def held_out_to_test(self) -> Int[np.ndarray, " image"]:
+        """Indices of others to test with, if it has no test images either: as many, drawn at random, once for good."""
+        ...
+
 
 class Subset:
     """Some images of another source."""

@@ -1,5 +1,7 @@
 """Image sets in folders: PATH/{train,val}/CLASS/.../*.jpg, classes and order of images as torchvision's ImageFolder.
 
+A set of training images alone may also be PATH/CLASS/.../*.jpg.
+
 [1] facebookresearch/ppuda, vision/imagenet.py: the last 50 training images of each class are held out for validation.
 """
 
@@ -56,13 +58,27 @@ class FolderSource:
         If no class has ten images, it is every tenth image of all. For ImageNet these are the published ones, 50 of
         each class [1].
         """
-        counts = np.bincount(self._labels, minlength=len(self._classes))
-        ends = np.cumsum(counts)
-        most = MAX_HELD_OUT // len(self._classes)
-        nums = np.minimum(counts // 10, most)
+        ends, nums = self._held_out_by_class()
         if not nums.any():
             return np.arange(9, len(self), 10)
         return np.concatenate([np.arange(end - num, end) for end, num in zip(ends, nums, strict=True)])
+
+    def held_out_to_test(self) -> Int[np.ndarray, " image"]:
+        """Indices of others to test with: as many of each class, drawn at random."""
+        ends, nums = self._held_out_by_class()
+        if not nums.any():
+            return np.arange(4, len(self), 10)
+        random, starts = np.random.default_rng(0), [0, *ends[:-1]]
+        drawn = [
+            start + random.permutation(end - num - start)[:num]
+            for start, end, num in zip(starts, ends, nums, strict=True)
+        ]
+        return np.sort(np.concatenate(drawn))
+
+    def _held_out_by_class(self) -> tuple[Int[np.ndarray, " label"], Int[np.ndarray, " label"]]:
+        """Where the images of each class end, and how many of them are held out."""
+        counts = np.bincount(self._labels, minlength=len(self._classes))
+        return np.cumsum(counts), np.minimum(counts // 10, MAX_HELD_OUT // len(self._classes))
 
     def fingerprint(self) -> str:
         """Of the names of all files and their classes."""
@@ -73,29 +89,32 @@ class FolderSource:
 
 
 def open_folder(path: Path) -> Found:
-    """Lists the files of an ImageFolder directory.
+    """Lists the files of an ImageFolder directory, or of one that holds folders of images, one for each class.
 
-    Raises ValueError for one without train, with two directories for one split, or with classes that do not fit.
+    Raises ValueError for one that is neither, with two directories for one split, or with classes that do not fit.
     """
     there = sorted(_directories(path)) if path.is_dir() else []
-    names = split_names(f"folder:{path}", there)
-    if "train" not in names:
+    roots = {split: path / name for split, name in split_names(f"folder:{path}", there).items()}
+    notes = []
+    if not roots and there and all(_holds_images(path / name) for name in there):
+        notes.append(
+            f"{path} has no folder train: the classes are the {len(there)} folders in it, {_some(there)}"
+        )
+        roots, there = {"train": path}, []
+    if "train" not in roots:
         raise ValueError(
             f"folder:{path} lacks {path / 'train'} (it holds {', '.join(there[:5]) or 'nothing'}): put a folder of "
-            "images for each class into train, and one with others into val"
+            "images for each class into train"
         )
-    classes = tuple(sorted(_directories(path / names["train"])))
-    listed = {split: _list_split(path / name, split, classes) for split, name in names.items()}
-    sources = {
-        split: FolderSource(path / names[split], classes, files) for split, (files, _) in listed.items()
-    }
+    classes = tuple(sorted(_directories(roots["train"])))
+    listed = {split: _list_split(root, split, classes) for split, root in roots.items()}
+    sources = {split: FolderSource(roots[split], classes, files) for split, (files, _) in listed.items()}
     passed_over = [name for _, others in listed.values() for name in others]
-    notes = []
     if passed_over:
         notes.append(
             f"{len(passed_over)} files are passed over, since they are no images: {_some(passed_over)}"
         )
-    unused = [name for name in there if name not in names.values()]
+    unused = [name for name in there if path / name not in roots.values()]
     if unused:
         notes.append(f"directories beside train are not used: {_some(unused)}")
     digest = hashlib.sha256(
@@ -124,7 +143,7 @@ def _list_split(root: Path, split: str, classes: Sequence[str]) -> _Listed:
         directory = root / name
         images = []
         for file in _walk(directory, "", ()) if directory.is_dir() else ():
-            if os.path.splitext(file)[1].lower() in EXTENSIONS:
+            if _is_image(file):
                 images.append(file)
             else:
                 passed_over.append(str(directory / file))
@@ -156,6 +175,16 @@ def _walk(directory: Path, inside: str, above: tuple[tuple[int, int], ...]) -> I
 
 def _directories(path: Path) -> list[str]:
     return [entry.name for entry in os.scandir(path) if entry.is_dir() and not _hidden(entry.name)]
+
+
+def _holds_images(path: Path) -> bool:
+    """Whether there are images in it, in no directory of their own."""
+    with os.scandir(path) as entries:
+        return any(_is_image(entry.name) and entry.is_file() for entry in entries)
+
+
+def _is_image(name: str) -> bool:
+    return os.path.splitext(name)[1].lower() in EXTENSIONS and not _hidden(os.path.basename(name))
 
 
 def _hidden(name: str) -> bool:

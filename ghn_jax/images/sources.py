@@ -2,7 +2,7 @@
 
     imagenet             TFDS `imagenet2012`, version 5.1.0, in array_record format
     tfds:NAME            any TFDS classification set, tfds:NAME/CONFIG:VERSION in full
-    folder:PATH          a directory PATH/{train,val}/CLASS/*.jpg, as torchvision's ImageFolder has it
+    folder:PATH          a directory PATH/{train,val}/CLASS/*.jpg, as torchvision's ImageFolder has it, or PATH/CLASS
 
 TensorFlow is not needed. See docs/imagenet.md for how to get ImageNet.
 """
@@ -49,7 +49,8 @@ class StreamedDataset:
         of thumbnails and of characters, whole images "shifted" a little, as published for CIFAR-10.
       train: training images.
       val: held out from the training images, unless the set has three splits.
-      test: images never trained on; ImageNet's official validation images, since its test labels are secret.
+      test: images never trained on; ImageNet's official validation images, since its test labels are secret. Held out
+        too from a set of training images alone.
       fingerprint: see `Identity`.
       notes: what a person should know of how the set was read.
     """
@@ -111,7 +112,7 @@ def open_dataset(
         raise ValueError(
             f"`dataset` (={name!r}) has {len(found.classes)} class: classification needs two or more"
         )
-    train, val, test = three_splits(name, found.splits)
+    train, val, test, told = three_splits(name, found.splits, needs_test=name == "imagenet")
     shape, shorter = Measured((None, None, 3), LARGE) if name == "imagenet" else measure(train, found.shape)
     image_size = image_size or natural_size(shorter)
     characters = shows_characters(shape, found.classes)
@@ -130,7 +131,7 @@ def open_dataset(
         val=val,
         test=test,
         fingerprint=found.fingerprint,
-        notes=(*found.notes, *([_NOT_MIRRORED] if characters else [])),
+        notes=(*found.notes, *told, *([_NOT_MIRRORED] if characters else [])),
     )
 
 

@@ -53,8 +53,15 @@ class TfdsSource:
         For ImageNet that is 50 ± 7 images of a class. The published code takes exactly 50, the last by file name; to
         find them here would mean to read the whole set.
         """
+        return np.sort(self._drawn()[0])
+
+    def held_out_to_test(self) -> Int[np.ndarray, " image"]:
+        """Indices of others to test with: another tenth."""
+        return np.sort(self._drawn()[1])
+
+    def _drawn(self) -> Int[np.ndarray, "two image"]:
         num = min(len(self) // 10, MAX_HELD_OUT)
-        return np.sort(np.random.default_rng(0).permutation(len(self))[:num])
+        return np.random.default_rng(0).permutation(len(self))[: 2 * num].reshape(2, num)
 
 
 def open_tfds(name: str, data_dir: Path | str | None, renamed: bool = True) -> Found:

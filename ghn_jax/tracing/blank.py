@@ -1,4 +1,4 @@
-"""Flax scopes that look nothing up twice: tracing a model takes half the time."""
+"""Flax scopes that make no parameters: blank ones, which halves the time to trace a model, or those that are given."""
 
 from typing import Any
 
@@ -38,6 +38,21 @@ class BlankParameters(Scope):
         sizes = np.broadcast_to(0, shape).shape  # `shape` may be one number
         self.put_variable("params", name, jax.lax.empty(sizes, jax.dtypes.canonicalize_dtype(dtype)))
         return self.get_variable("params", name)
+
+
+class GivenParameters(Scope):
+    """A scope that is initialised with parameters that are there already; all else is as without them."""
+
+    def push(self, *args: Any, **kwargs: Any) -> Scope:
+        """A scope inside this one."""
+        child = super().push(*args, **kwargs)
+        child.__class__ = GivenParameters
+        return child
+
+    def param(self, name: str, *args: Any, **kwargs: Any) -> Any:
+        """A parameter; random numbers that follow are those that would follow its initialiser's."""
+        self.rng_counters["params"] += 1
+        return super().param(name, *args, **kwargs)
 
 
 def _default_dtype(initialiser: Any) -> Any:

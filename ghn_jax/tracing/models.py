@@ -16,7 +16,7 @@ from jax.extend import core
 from ghn_jax.runtime import origin
 from ghn_jax.tracing import evaluation
 from ghn_jax.tracing.arguments import check_images, check_model
-from ghn_jax.tracing.blank import BlankParameters
+from ghn_jax.tracing.blank import BlankParameters, GivenParameters
 from ghn_jax.tracing.builder import Extracted
 from ghn_jax.tracing.errors import UnsupportedModel
 from ghn_jax.tracing.outputs import find_outputs, leaf_name
@@ -159,6 +159,26 @@ def _trace_linen(model: nn.Module, images: jax.ShapeDtypeStruct, seed: int, find
         for i, (place, (_, leaf)) in enumerate(zip(own, paths, strict=True))
     }
 
+    def initial_state(params: Any) -> dict[str, Any]:
+        """All but parameters; in NumPy if they are mere fills, so that nothing is compiled."""
+        leaves: Sequence[Any] = _fills(jaxpr.jaxpr, states)
+        if any(leaf is None for leaf in leaves):
+            leaves = jax.jit(computed_state)(params, key, jnp.zeros(images.shape, images.dtype))
+        return jax.tree.unflatten(jax.tree.structure(others), jax.device_put(leaves))
+
+    def computed_state(params: Any, key: jax.Array, x: jax.Array) -> list[jax.Array]:
+        """By an initialisation with the parameters given, since they are what it may be computed from."""
+
+        def forward(model: nn.Module, x: jax.Array) -> None:
+            assert model.scope is not None
+            model.scope.__class__ = GivenParameters
+            for name, value in params.items():
+                model.scope.put_variable("params", name, value)
+            model(x, **keywords)  # pyright: ignore[reportCallIssue]
+
+        _, made = nn.init_with_output(forward, model)(evaluation.random_keys(key), x)
+        return jax.tree.leaves({name: made[name] for name in others})
+
     def initial(indices: Sequence[int]) -> dict[int, Any]:
         @jax.jit
         def initialise(key: jax.Array, x: jax.Array) -> list[jax.Array]:
@@ -169,9 +189,8 @@ def _trace_linen(model: nn.Module, images: jax.ShapeDtypeStruct, seed: int, find
         return dict(zip(indices, initialise(key, jnp.zeros(images.shape, images.dtype)), strict=True))
 
     def rebuild(leaves: Sequence[Any]) -> Any:
-        rest = jax.device_put(_outputs(jaxpr, states, key, images))
         filled = {"params": jax.tree.unflatten(tree, leaves)}
-        filled |= jax.tree.unflatten(jax.tree.structure(others), rest)
+        filled |= initial_state(filled["params"])
         return {name: filled[name] for name in variables}  # in the order of the model's own
 
     return Traced(
@@ -259,24 +278,17 @@ def abstract(x: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(np.shape(x), x.dtype if hasattr(x, "dtype") else jnp.result_type(x))
 
 
-def _outputs(
-    jaxpr: core.ClosedJaxpr, places: Sequence[int], key: jax.Array, images: jax.ShapeDtypeStruct
-) -> list[Any]:
-    """Computes some of a model's initial state; in NumPy where they are mere fills, so that nothing is compiled."""
-    made_by = {var: equation for equation in jaxpr.jaxpr.eqns for var in equation.outvars}
-    values: dict[int, Any] = {}
-    for place in places:
-        atom = jaxpr.jaxpr.outvars[place]
+def _fills(jaxpr: core.Jaxpr, places: Sequence[int]) -> list[np.ndarray | None]:
+    """Outputs of a jaxpr that are one number everywhere; None for others."""
+    made_by = {var: equation for equation in jaxpr.eqns for var in equation.outvars}
+
+    def value(atom: core.Var | core.Literal) -> np.ndarray | None:
         if isinstance(atom, core.Literal):
-            values[place] = np.asarray(atom.val, atom.aval.dtype)  # pyright: ignore[reportAttributeAccessIssue]
-            continue
+            return np.asarray(atom.val, atom.aval.dtype)  # pyright: ignore[reportAttributeAccessIssue]
         equation = made_by.get(atom)
-        if equation is not None and equation.primitive.name == "broadcast_in_dim":
-            (operand, *_), aval = equation.invars, equation.outvars[0].aval
-            if isinstance(operand, core.Literal):
-                values[place] = np.full(aval.shape, operand.val, aval.dtype)  # pyright: ignore
-    rest = [place for place in places if place not in values]
-    if rest:
-        run = jax.jit(lambda *inputs: [core.jaxpr_as_fun(jaxpr)(*inputs)[place] for place in rest])
-        values |= dict(zip(rest, run(key, jnp.zeros(images.shape, images.dtype)), strict=True))
-    return [values[place] for place in places]
+        if equation is None or equation.primitive.name != "broadcast_in_dim":
+            return None
+        (operand, *_), aval = equation.invars, equation.outvars[0].aval
+        return np.full(aval.shape, operand.val, aval.dtype) if isinstance(operand, core.Literal) else None  # pyright: ignore
+
+    return [value(jaxpr.outvars[place]) for place in places]

@@ -270,9 +270,13 @@ def open_jaxpr(jaxpr: core.ClosedJaxpr | core.Jaxpr) -> core.Jaxpr:
 
 
 def known_outputs(jaxpr: core.Jaxpr, defined: Mapping[int, Value]) -> dict[core.Var, Value]:
-    """Variables that are known beforehand, as outputs of a jaxpr."""
-    outputs = jaxpr.outvars
-    return {var: value for i, value in defined.items() if isinstance(var := outputs[i], core.Var)}
+    """Variables that are known beforehand, as outputs of a jaxpr; a parameter copied into the state is one."""
+    known: dict[core.Var, Value] = {}
+    for place, value in defined.items():
+        var = jaxpr.outvars[place]
+        if isinstance(var, core.Var) and not isinstance(known.get(var), Weight):
+            known[var] = value
+    return known
 
 
 def constant(constants: Constants, array: Any) -> Constant:

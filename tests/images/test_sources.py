@@ -82,6 +82,12 @@ def test_held_out_images_of_imagenet_in_a_folder_are_the_published_ones():
         ("imagenet", "no_test", r"has the labelled splits train: needed are train, and"),
         ("imagenet", "few", r"too few training images \(9\) to hold out a tenth"),
         ("folder:{}/none", None, r"folder:.*none lacks .*none/train \(it holds nothing\)"),
+        (
+            "folder:{}",
+            None,
+            r"lacks .*train \(it holds bad_info, elsewhere, .*put a folder of images for each",
+        ),
+        ("folder:{}/folder_nested", None, r"lacks .*train \(it holds pictures, scans\)"),
         ("folder:{}/folder_one", None, r"has 1 class"),
         ("folder:{}/folder_empty_class", None, r"train/bee has no images, nor have 0 other"),
         ("folder:{}/folder_empty", None, r"has no images in its split 'train'"),
@@ -121,6 +127,7 @@ def wrong_data(tmp_path_factory) -> Path:
     write_tfds(root / "one_class", {split: [(jpeg(0), 0)] * 20 for split in images}, 1)
     write_tfds(root / "no_test", {"train": numbered(20)}, 20)
     write_tfds(root / "few", images | {"train": numbered(9)}, 9)
+    write_folder(root / "folder_nested", {"scans": {"ant": 9, "bee": 9}, "pictures": {"ant": 9}})
     write_folder(root / "folder_one", {"train": {"ant": 10}, "val": {"ant": 1}})
     write_folder(root / "folder_empty_class", {"train": {"ant": 10, "bee": 0}, "val": {"ant": 1}})
     write_folder(root / "folder_empty", {"train": {"ant": 0, "bee": 0}, "val": {"ant": 1}})
@@ -235,6 +242,39 @@ def test_every_tenth_image_is_held_out_of_small_classes(tmp_path):
     write_folder(tmp_path, {"train": {"ant": 9, "bee": 9, "cat": 9}, "val": {"ant": 1}})
     dataset = open_dataset(f"folder:{tmp_path}")
     assert (len(dataset.train), labels(dataset.val)) == (25, [1, 2])
+
+
+@pytest.mark.parametrize("layout", ["train", "classes", "tfds"])
+def test_of_training_images_alone_a_part_is_held_out_to_test_with(tmp_path, layout):
+    """The same ones each time, which are in no other part."""
+    if layout == "tfds":
+        write_tfds(tmp_path, {"train": numbered(35), "test": [(jpeg(0), -1)]}, 35, "alone/1.0.0")
+    else:
+        write_folder(tmp_path, {"train" if layout == "train" else "": {"ant": 30, "bee": 12, "cat": 5}})
+    name = "tfds:alone" if layout == "tfds" else f"folder:{tmp_path}"
+    dataset, again = (open_dataset(name, tmp_path if layout == "tfds" else None) for _ in range(2))
+    parts = [
+        {example.place for example in examples(part)} for part in (dataset.train, dataset.val, dataset.test)
+    ]
+    assert sum(map(len, parts)) == len(set.union(*parts)) == (35 if layout == "tfds" else 47)
+    assert parts[2] == {example.place for example in examples(again.test)}
+    if layout != "tfds":
+        assert labels(dataset.test) == labels(dataset.val) == [0, 0, 0, 1]
+        assert [example.place[-7:-4] for example in examples(dataset.val)] == ["027", "028", "029", "011"]
+    *others, note = dataset.notes
+    num = len(dataset.test)
+    assert (
+        f"{num} of them are held out to test with, and {num} to validate with, the same ones in every run"
+        in note
+    )
+    classes = f"{tmp_path} has no folder train: the classes are the 3 folders in it, ant, bee, cat"
+    assert others == ([classes] if layout == "classes" else [])
+
+
+def test_small_classes_alone_have_every_tenth_image_held_out_twice(tmp_path):
+    write_folder(tmp_path, {"train": {"ant": 9, "bee": 9, "cat": 9}})
+    dataset = open_dataset(f"folder:{tmp_path}")
+    assert (len(dataset.train), labels(dataset.val), labels(dataset.test)) == (22, [1, 2], [0, 1, 2])
 
 
 def test_renamed_directory_is_the_data_set_it_was(tmp_path):

@@ -74,6 +74,64 @@ def test_state_may_be_scalar():
     np.testing.assert_allclose(by_batch, plain, rtol=1e-4, atol=1e-5)
 
 
+class Normalised(nn.Module):
+    """A layer divided by the norms of its kernel, which are state that its initialisation computes."""
+
+    @nn.compact
+    def __call__(self, x, _=None):
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), (x.shape[-1], 16))
+        self.variable("state", "copy", lambda: kernel)
+        self.variable("state", "noise", lambda: jax.random.normal(self.make_rng("params"), (16,)))
+        norm = self.variable("state", "norm", lambda: jnp.linalg.norm(kernel, axis=0))
+        return x @ kernel / norm.value, None
+
+
+class OfParameters(nn.Module):
+    """Two such layers, and two more in a lifted loop."""
+
+    @nn.compact
+    def __call__(self, x):
+        x, _ = Normalised()(x.mean((1, 2)))
+        loop = nn.scan(Normalised, {"params": 0, "state": 0}, split_rngs={"params": True}, length=2)
+        x, _ = loop()(x, None)
+        return nn.Dense(10)(nn.BatchNorm(use_running_average=True)(x))
+
+
+def test_state_that_is_computed_from_parameters_is_computed_from_the_predicted_ones():
+    model = OfParameters()
+    variables, _ = ghn_jax.predict_parameters(model, IMAGES, strict=True)
+    own: Any = model.init(jax.random.key(0), IMAGES)
+    assert jax.tree.map(jnp.shape, variables) == jax.tree.map(jnp.shape, own)
+    for name, state in variables["state"].items():
+        kernel = variables["params"][name]["kernel"]
+        np.testing.assert_array_equal(state["copy"], kernel)
+        np.testing.assert_allclose(state["norm"], jnp.linalg.norm(kernel, axis=-2), rtol=1e-5)
+        assert not np.allclose(state["norm"], own["state"][name]["norm"])
+    noise, own_noise = (tree["state"]["Normalised_0"]["noise"] for tree in (variables, own))
+    np.testing.assert_array_equal(noise, own_noise)  # as the model's own, with the same seed
+    jax.tree.map(np.testing.assert_array_equal, variables["batch_stats"], own["batch_stats"])
+
+
+class NNXOfParameters(nnx.Module):
+    """Divides by norms that were computed from its kernel when it was made."""
+
+    def __init__(self, rngs: nnx.Rngs):
+        self.head = nnx.Linear(3, 10, rngs=rngs)
+        self.before = nnx.BatchStat(jnp.linalg.norm(self.head.kernel[...], axis=0))
+
+    def __call__(self, x):
+        return self.head(x.mean((1, 2))) / self.before[...]
+
+
+def test_state_of_an_nnx_model_is_as_it_was():
+    """It was initialised when it was made: there is nothing to tell what its state was computed from."""
+    model = NNXOfParameters(nnx.Rngs(0))
+    filled, _ = ghn_jax.predict_parameters(model, IMAGES, strict=True)
+    assert not np.allclose(filled.head.kernel[...], model.head.kernel[...])
+    np.testing.assert_array_equal(filled.before[...], model.before[...])
+    np.testing.assert_allclose(filled.before[...], jnp.linalg.norm(model.head.kernel[...], axis=0))
+
+
 class NNXNorm(nnx.Module):
     """A batch norm and a head."""
 
