@@ -22,6 +22,7 @@ from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
 from datasets.tfds_layout import dataset_info
 from ghn_jax.runtime import commands, outputs
+from ghn_jax.runtime.errors import check_directory
 from ghn_jax.runtime.open_files import allow_open_files
 
 VERSION = "5.1.0"
@@ -57,6 +58,7 @@ def prepare_imagenet(data_dir: Path, archives: Path, progress: Progress = lambda
     directory = data_dir / "imagenet2012" / VERSION
     if directory.exists():
         raise ValueError(f"`data_dir` (={str(data_dir)!r}) already has {directory}: remove it first")
+    check_directory("archives", archives, f"put {' and '.join(ARCHIVES.values())} there, from image-net.org")
     for name in ARCHIVES.values():
         if not (archives / name).is_file():
             raise ValueError(f"`archives` (={str(archives)!r}) lacks {name}: get it from image-net.org")

@@ -268,13 +268,20 @@ SQUARE = {"w": jax.ShapeDtypeStruct((10, 10), jnp.float32)}
     [
         ("resnet50", IMAGES, r"`model` \(a str\) is no Flax module"),
         (Net(), jnp.zeros((32,)), "`sample_input` of shape"),
-        (Net(), jnp.zeros((32, 32, 3)), "`sample_input` of shape|a classifier returns"),
+        (Net(), jnp.zeros((32, 32, 3)), "images of shape|a classifier returns"),
         (
             Net(num_classes=1000),
             IMAGES,
             r"predicts 10 classes and the model's last layer \(head.kernel\) has 1000",
         ),
         (nn.Sequential([lambda x: x.mean((1, 2))]), IMAGES, "has no parameters"),
+        (
+            nn.Sequential(
+                [lambda x: x[:, 32:].reshape(2, -1), nn.Dense(10, kernel_init=nn.initializers.zeros)]
+            ),
+            IMAGES,
+            r"a parameter without elements, layers_1.kernel \(0, 10\), on images of shape .*give it larger images",
+        ),
         (nn.Dense(10), IMAGES, r"a classifier returns \(batch, label\)"),
         (ghn_jax.Function(looping, SQUARE), IMAGES, "'w' is used in a while loop"),
         (ghn_jax.Function(lambda p, x: x[:, 0, 0] * float(p["w"][0, 0]), SQUARE), IMAGES, "cannot be traced"),

@@ -7,6 +7,7 @@ Files are written by `python -m datasets.deepnets1m`, from a clone.
 
 import json
 import operator
+import shlex
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -107,8 +108,9 @@ def open_split(path: Path | str, split: str, image_size: int = CIFAR_SIZE) -> De
     existing = _files(path, split)
     if not existing:
         header = Header(split, SPLITS[split].size, 0, image_size)
+        what = f"has no split {split!r}" if path.exists() else "does not exist"
         raise ValueError(
-            f"`path` (={str(path)!r}) has no split {split!r}: put the official files there, or write it with "
+            f"`path` (={str(path)!r}) {what}: put the official files there, or write it with "
             f"`{write_command(header, path.parent if path.suffix else path)}`"
         )
     source = existing[0]
@@ -234,13 +236,13 @@ def scan(path: Path) -> tuple[Header, Int64[np.ndarray, " line"]]:
     except (ValueError, TypeError):
         known = False
     if not known:
-        raise ValueError(f"{path} is no file of {FORMAT}, version {VERSION}: remove it and write it again")
+        raise ValueError(f"{path} is no file of {FORMAT}, version {VERSION}: move it away, or give another")
     return header, np.cumsum(lengths, dtype=np.int64)
 
 
 def write_command(header: Header, out: Path) -> str:
     """What writes a split to the directory `out`."""
     return (
-        f"python -m datasets.deepnets1m --split={header.split} --num={header.num} --out={out} "
+        f"python -m datasets.deepnets1m --split={header.split} --num={header.num} --out={shlex.quote(str(out))} "
         f"--seed={header.seed} --image_size={header.image_size}"
     )

@@ -22,7 +22,7 @@ def select(options: EvaluateOptions, image_size: int) -> list[tuple[str, Maker]]
     Raises ValueError for an unknown split or name, an index outside the split, and a file that is missing or damaged.
     """
     check_range("num_archs", options.num_archs, 1)
-    if options.arch is not None and not options.arch.isdigit():
+    if options.arch is not None and not options.arch.isdecimal():
         return [(options.arch.lower(), _named(options.arch))]
     if options.split == "predefined":
         return [(name, _named(name)) for name in sampling.PREDEFINED]

@@ -109,7 +109,7 @@ class EvaluateOptions:
         if self.split not in (*SPLITS, "predefined", TABLE):
             raise unknown_name("split", self.split, [*SPLITS, "predefined", TABLE])
         unused = {"export", "draw"}
-        if self.arch and not (self.arch.isdigit() or is_model(self.arch) or self.arch.lower() in _CELLS):
+        if self.arch and not (self.arch.isdecimal() or is_model(self.arch) or self.arch.lower() in _CELLS):
             raise unknown_name("arch", self.arch, [*NAMED, *NAMES])
         if self.arch is None:
             kind = f"--split={self.split}"
@@ -118,7 +118,7 @@ class EvaluateOptions:
         else:
             kind = f"--arch={self.arch}"
             unused |= {"num_archs"}
-            if not self.arch.isdigit():
+            if not self.arch.isdecimal():
                 unused |= {"channels", "seed", "deepnets_dir"}
                 if self.split not in ("val", "test"):
                     raise ValueError(

@@ -13,8 +13,8 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from ghn_jax.tracing import evaluation
-from ghn_jax.tracing.models import Function
-from ghn_jax.tracing.walk import UnsupportedModel
+from ghn_jax.tracing.errors import UnsupportedModel
+from ghn_jax.tracing.models import Function, not_traceable
 
 Logits = Float[Array, "batch label"]
 Tree = Any
@@ -56,6 +56,22 @@ def classifier(model: Any, sample_input: jax.ShapeDtypeStruct) -> Classifier:
     raise UnsupportedModel(
         f"`model` (a {type(model).__name__}) is no Flax module: wrap it as ghn_jax.Function(apply, params)"
     )
+
+
+def logits_of(classifier: Classifier, sample_input: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    """The shape of a model's logits; raises UnsupportedModel for one that cannot be traced."""
+
+    def evaluated() -> Logits:
+        variables = classifier.draw(jax.random.key(0))
+        images = jnp.zeros(sample_input.shape, sample_input.dtype)
+        return classifier.evaluate(*classifier.split(variables), images)
+
+    try:
+        return jax.eval_shape(evaluated)
+    except UnsupportedModel:
+        raise
+    except Exception as error:  # whatever the model raises
+        raise not_traceable(error, sample_input) from error
 
 
 def _linen(model: nn.Module, sample_input: jax.ShapeDtypeStruct) -> Classifier:

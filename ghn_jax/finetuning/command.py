@@ -47,17 +47,18 @@ def _run(options: FinetuneOptions, shown: Status) -> None:
                 f"{options.arch} from {start}, seed {seed}, on {options.dataset} ({len(part.train):,} images of "
                 f"{dataset.num_classes} classes at {dataset.image_size} pixels)"
             )
-            result = loop.train(
-                model,
-                FromDataset(part, options.evaluate_on, options.num_workers),
-                start,
-                recipe,
-                workdir / _plain(start) / f"seed{seed}",
-                options.checkpoint_every,
-                options.log_every,
-                shown,
-                identity=_identity(options, start) | {"image_size": dataset.image_size},
-            )
+            with called("model", "arch"):
+                result = loop.train(
+                    model,
+                    FromDataset(part, options.evaluate_on, options.num_workers),
+                    start,
+                    recipe,
+                    workdir / _plain(start) / f"seed{seed}",
+                    options.checkpoint_every,
+                    options.log_every,
+                    shown,
+                    identity=_identity(options, start) | {"image_size": dataset.image_size},
+                )
             curves[start][seed] = result.tested
     shown.say(comparison.table(curves))
     comparison.write(workdir / "table.json", curves)
@@ -78,7 +79,7 @@ def make_model(options: FinetuneOptions, num_classes: int, image_size: int, seed
         return import_model(arch, seed)
     if arch in NAMES:
         return target(arch, num_classes, variant(image_size))
-    if arch.isdigit():
+    if arch.isdecimal():
         with called("index", "arch"):
             found = sampling.sample(options.split, int(arch), image_size=image_size)
     elif arch in NAMED:
@@ -102,7 +103,7 @@ def _identity(options: FinetuneOptions, start: str) -> dict[str, Any]:
 
 
 def _default_workdir(options: FinetuneOptions) -> pathlib.Path:
-    arch = f"{options.split}{options.arch}" if options.arch.isdigit() else options.arch
+    arch = f"{options.split}{options.arch}" if options.arch.isdecimal() else options.arch
     shots = f"-{options.shots}shots" if options.shots else ""
     pixels = f"-{options.image_size}px" if options.image_size else ""
     return pathlib.Path("runs") / f"finetune-{_plain(arch)}-{_plain(options.dataset)}{pixels}{shots}"

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ghn_jax.finetuning.classifier import Classifier, classifier, named, unnamed
+from ghn_jax.finetuning.classifier import classifier, logits_of, named, unnamed
 from ghn_jax.finetuning.data import Arrays, Data, make_data
 from ghn_jax.finetuning.recipe import Recipe, learning_rate, make_optimizer
 from ghn_jax.finetuning.starts import RANDOM, make_start
@@ -117,10 +117,12 @@ def train(
         tests = recipe.evaluation_steps(last_step)
         rates = np.asarray(jax.vmap(learning_rate(recipe, last_step))(jnp.arange(last_step)))
         optimizer = make_optimizer(recipe, last_step)
+        _check_logits(logits_of(network, sample_input), data)
         shown.doing(f"making the start {init if isinstance(init, str) else ''}".rstrip())
         variables, notes = make_start(init, model, network, sample_input, recipe)
         params, state = network.split(variables)
-        _check(network, params, state, sample_input, data)
+        if not jax.tree.leaves(params):
+            raise ValueError("`model` has no parameters: there is nothing to train")
         begin = State(params, state, jax.jit(optimizer.init)(params), jnp.zeros((), jnp.int32))
 
         # -- resume: checkpoint (settings must agree), then the metrics up to it -------------------------------------
@@ -237,13 +239,8 @@ def read_tests(file: pathlib.Path, last: int) -> list[Scored]:
     ]
 
 
-def _check(
-    network: Classifier, params: Any, state: Any, sample_input: jax.ShapeDtypeStruct, data: Data
-) -> None:
-    """Raises ValueError for a model that has nothing to train, or not as many logits as there are classes."""
-    if not jax.tree.leaves(params):
-        raise ValueError("`model` has no parameters: there is nothing to train")
-    logits = jax.eval_shape(network.evaluate, params, state, sample_input)
+def _check_logits(logits: jax.ShapeDtypeStruct, data: Data) -> None:
+    """Raises ValueError for a model that has not as many logits as there are classes."""
     if logits.ndim != 2 or logits.shape[0] != 1:
         raise ValueError(f"`model`'s output has shape {logits.shape}: a classifier returns (batch, label)")
     if data.num_classes is not None and logits.shape[1] < data.num_classes:

@@ -4,6 +4,7 @@ import dataclasses
 import os
 import pathlib
 
+from ghn_jax import pretrained
 from ghn_jax.deepnets.architectures import NAMED
 from ghn_jax.deepnets.image_sizes import check_image_size
 from ghn_jax.finetuning.recipe import Recipe
@@ -82,12 +83,14 @@ class FinetuneOptions(Recipe):
             raise ValueError(
                 f"`compare` (={self.compare!r}) names no start: give some, as random,ghn2-digits"
             )
-        if self.compare is not None and self.init != "random":
+        if self.compare is not None and self.init != RANDOM:
             raise ValueError(f"`init` (={self.init!r}) and `compare` (={self.compare!r}): give one of them")
+        for start in self.starts():  # all of them, before the first is trained from
+            pretrained.check_name(start, "init" if self.compare is None else "compare", [RANDOM])
 
     def _check_used(self) -> None:
         """Raises ValueError for an option that others leave without effect."""
-        of_a_split = self.arch.isdigit()
+        of_a_split = self.arch.isdecimal()
         if not of_a_split and self.split != FinetuneOptions.split:
             raise ValueError(f"`split` (={self.split!r}) has no effect with --arch={self.arch}: leave it out")
         if self.channels is not None and not of_a_split and self.arch not in NAMED:

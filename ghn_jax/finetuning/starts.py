@@ -5,12 +5,10 @@ import warnings
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
 
 from ghn_jax import pretrained
-from ghn_jax.finetuning.classifier import Classifier, named, unnamed
+from ghn_jax.finetuning.classifier import Classifier, logits_of, named, unnamed
 from ghn_jax.finetuning.recipe import Recipe
 from ghn_jax.models.before_training import add_noise, layer_names, orthogonalize
 from ghn_jax.predict import predict_parameters
@@ -60,8 +58,7 @@ def make_start(
 def _predicted(
     ghn: TrainedGHN, model: Any, classifier: Classifier, sample_input: jax.ShapeDtypeStruct, recipe: Recipe
 ) -> Start:
-    logits = jax.eval_shape(lambda: _logits(classifier, sample_input))
-    num_classes = logits.shape[-1]
+    num_classes = logits_of(classifier, sample_input).shape[-1]
     same = num_classes == ghn.config.num_classes
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -81,13 +78,6 @@ def _predicted(
     if recipe.orthogonal:
         params = orthogonalize(params, layers=layers)
     return Start(classifier.join(params, state), (str(report), *notes))
-
-
-def _logits(classifier: Classifier, sample_input: jax.ShapeDtypeStruct) -> Array:
-    variables = classifier.draw(jax.random.key(0))
-    return classifier.evaluate(
-        *classifier.split(variables), jnp.zeros(sample_input.shape, sample_input.dtype)
-    )
 
 
 def _public(name: str) -> str:

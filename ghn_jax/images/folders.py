@@ -16,6 +16,7 @@ from jaxtyping import Int
 
 from ghn_jax.images.examples import MAX_HELD_OUT, DamagedImage, Example, Found
 from ghn_jax.images.splits import split_names
+from ghn_jax.runtime.errors import check_directory
 
 EXTENSIONS = frozenset(
     [
@@ -93,7 +94,9 @@ def open_folder(path: Path) -> Found:
 
     Raises ValueError for one that is neither, with two directories for one split, or with classes that do not fit.
     """
-    there = sorted(_directories(path)) if path.is_dir() else []
+    remedy = "put a folder of images for each class into train"
+    check_directory("dataset", path, remedy)
+    there = sorted(_directories(path))
     roots = {split: path / name for split, name in split_names(f"folder:{path}", there).items()}
     notes = []
     if not roots and there and all(_holds_images(path / name) for name in there):
@@ -103,8 +106,7 @@ def open_folder(path: Path) -> Found:
         roots, there = {"train": path}, []
     if "train" not in roots:
         raise ValueError(
-            f"folder:{path} lacks {path / 'train'} (it holds {', '.join(there[:5]) or 'nothing'}): put a folder of "
-            "images for each class into train"
+            f"folder:{path} lacks {path / 'train'} (it holds {', '.join(there[:5]) or 'no directories'}): {remedy}"
         )
     classes = tuple(sorted(_directories(roots["train"])))
     listed = {split: _list_split(root, split, classes) for split, root in roots.items()}

@@ -19,7 +19,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, Int32, PRNGKeyArray, UInt8
 
 from ghn_jax.images.identity import Identity
-from ghn_jax.runtime.errors import unknown_name
+from ghn_jax.runtime.errors import check_directory, unknown_name
 from ghn_jax.runtime.extras import extra
 
 DATASETS: tuple[str, ...] = ("digits", "cifar10")
@@ -203,6 +203,7 @@ def _load_cifar10(data_dir: str | None) -> ImageDataset:
     remedy = "prepare it with `python -m datasets.images prepare cifar10 --data_dir DIR`"
     if data_dir is None:
         raise ValueError(f"`data_dir` (=None) must name a TFDS directory with cifar10: {remedy}")
+    check_directory("data_dir", Path(data_dir), remedy)
     shards = Path(data_dir, "cifar10", CIFAR10_VERSION, "cifar10-*.array_record-*")
     if not list(shards.parent.glob(shards.name)):
         raise ValueError(f"`data_dir` (={data_dir!r}) lacks {shards}: {remedy}")

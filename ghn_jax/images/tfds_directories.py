@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Int
 
 from ghn_jax.images.examples import MAX_HELD_OUT, DamagedImage, Example, Found
+from ghn_jax.runtime.errors import check_directory
 from ghn_jax.runtime.extras import extra
 from ghn_jax.runtime.open_files import allow_open_files
 
@@ -136,17 +137,16 @@ def _tfds_directory(name: str, data_dir: Path | str | None) -> Path:
     remedy = "see docs/imagenet.md"
     if data_dir is None:
         raise ValueError(f"`data_dir` (=None) must name a TFDS directory with {name}: {remedy}")
+    check_directory("data_dir", Path(data_dir), f"give a TFDS directory with {name}, {remedy}")
     path, _, version = name.partition(":")
     home = Path(data_dir, path)
     if not home.is_dir():
-        there = (
-            sorted(p.name for p in Path(data_dir).iterdir() if p.is_dir()) if Path(data_dir).is_dir() else []
-        )
+        there = sorted(p.name for p in Path(data_dir).iterdir() if p.is_dir())
         above = next((p for p in Path(data_dir).absolute().parents if (p / path).is_dir()), None)
         if above:
             remedy = f"give the directory above, {str(above)!r}"
         raise ValueError(
-            f"`data_dir` (={str(data_dir)!r}) lacks {path} (it holds {', '.join(there) or 'nothing'}): {remedy}"
+            f"`data_dir` (={str(data_dir)!r}) lacks {path} (it holds {', '.join(there) or 'no directories'}): {remedy}"
         )
     versions = _versions(home)
     versions.sort(key=lambda text: tuple(map(int, text.split("."))))

@@ -5,6 +5,7 @@
 
 import hashlib
 import pathlib
+from collections.abc import Sequence
 
 from ghn_jax.pretrained import published
 from ghn_jax.pretrained.files import TrainedGHN, config_from_dict, read_ghn, save
@@ -39,6 +40,7 @@ def load(source: str | pathlib.Path) -> TrainedGHN:
     Raises ValueError for a name that is none of these, for one that can be had neither here nor there, and for a file
     that is damaged or no GHN.
     """
+    check_name(source)
     path = pathlib.Path(source)
     if str(source) in bundled():  # rather than a folder of that name, which is ./NAME
         path = _HERE / f"{source}.safetensors"
@@ -56,14 +58,20 @@ def load(source: str | pathlib.Path) -> TrainedGHN:
     if path.exists():
         return read_ghn(path)
     name, _, revision = str(source).partition("@")
-    if name in published.GHNS:
-        found = published.find(name, revision or None)
-        ghn = read_ghn(found.path)
-        return ghn._replace(info=ghn.info | found.facts)
+    found = published.find(name, revision or None)
+    ghn = read_ghn(found.path)
+    return ghn._replace(info=ghn.info | found.facts)
+
+
+def check_name(source: str | pathlib.Path, argument: str = "ckpt", others: Sequence[str] = ()) -> None:
+    """Raises ValueError for what is neither a name that `load` knows, nor one of `others`, nor the path of anything."""
+    names, path = [*others, *list_ghns()], pathlib.Path(source)
+    if str(source) in names or str(source).partition("@")[0] in published.GHNS or path.exists():
+        return
     if path.name == str(source) and path.suffix == "":
-        raise unknown_name("ckpt", source, [*list_ghns(), "the path of a run or file"])
+        raise unknown_name(argument, source, [*names, "the path of a run or file"])
     raise ValueError(
-        f"`ckpt` (={str(source)!r}) does not exist: give a name ({', '.join(list_ghns())}) or a path"
+        f"`{argument}` (={str(source)!r}) does not exist: give a name ({', '.join(names)}) or a path"
     )
 
 

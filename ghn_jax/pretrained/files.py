@@ -21,6 +21,7 @@ from ghn_jax.pretrained.public_names import from_state_dict, to_state_dict
 from ghn_jax.pretrained.stored import DamagedFile, StoredTensor, read_safetensors
 from ghn_jax.pretrained.torch_files import is_torch_file, read_torch_file
 from ghn_jax.pretrained.torch_writer import write_torch_file
+from ghn_jax.runtime import outputs
 
 _FORMAT = "ghn_jax-1"
 
@@ -123,20 +124,19 @@ def save(path: pathlib.Path, ghn: TrainedGHN, dtype: type[np.floating] = np.floa
       dtype: of the weights in the file.
     """
     state = {name: np.asarray(t, dtype) for name, t in to_state_dict(ghn.config, ghn.params).items()}
-    partial = path.with_name(path.name + ".part")
-    partial.touch()
-    mode = partial.stat().st_mode  # by the umask, which safetensors does not ask
-    if path.suffix == ".pt":
-        write_torch_file(partial, state, public_config(ghn.config))
-    else:
-        metadata = {
-            "format": _FORMAT,
-            "config": json.dumps(dataclasses.asdict(ghn.config)),
-            "info": json.dumps(ghn.info),
-        }
-        safetensors.numpy.save_file(state, partial, metadata)
-    partial.chmod(mode)
-    partial.replace(path)
+    with outputs.replacing(path) as partial:
+        partial.touch()
+        mode = partial.stat().st_mode  # by the umask, which safetensors does not ask
+        if path.suffix == ".pt":
+            write_torch_file(partial, state, public_config(ghn.config))
+        else:
+            metadata = {
+                "format": _FORMAT,
+                "config": json.dumps(dataclasses.asdict(ghn.config)),
+                "info": json.dumps(ghn.info),
+            }
+            safetensors.numpy.save_file(state, partial, metadata)
+        partial.chmod(mode)
 
 
 def public_config(config: GHNConfig) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import pathlib
 import re
 from typing import Any, NamedTuple
 
+from ghn_jax.runtime.errors import check_directory
 from ghn_jax.runtime.extras import extra
 
 DIRECTORY = "GHN_WEIGHTS"
@@ -81,6 +82,7 @@ def find(name: str, revision: str | None = None) -> Found:
     ghn = GHNS[name]
     directory = os.environ.get(DIRECTORY)
     if directory is not None and revision is None:
+        check_directory(DIRECTORY, pathlib.Path(directory), "give the directory of the files, or unset it")
         for file in ghn.files:
             path = pathlib.Path(directory) / file
             if path.is_file():

@@ -20,6 +20,9 @@ from ghn_jax.runtime.extras import extra
 
 T = TypeVar("T")
 
+_MEMORY = ("meta_batch_size", "batch_size", "micro_batch_size", "image_size", "channels")
+"""Options that memory grows with."""
+
 _MISTAKE = (
     "error: this is a mistake in ghn_jax or in a library that it uses, not in what you gave: please report it, with "
     "the command, the lines above and what `python -m ghn_jax` prints"
@@ -30,7 +33,7 @@ def run(options: type[T], main: Callable[[T], None]) -> None:
     """Parses `options` from the command line and calls `main`, in `errors_as_lines`."""
     memory.reuse_freed_memory()
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax logs a traceback of what it raises too
-    with errors_as_lines():
+    with errors_as_lines(_names(options)):
         main(parse(options, sys.argv[1:]))
 
 
@@ -42,7 +45,7 @@ def parse(options: type[T], arguments: Sequence[str]) -> T:
     with extra("train"):
         import tyro
 
-    names = [field.name for field in dataclasses.fields(cast(Any, options))]
+    names = _names(options)
     for argument in arguments:
         name, equals, value = argument.removeprefix("--").partition("=")
         if argument.startswith("--") and name.replace("-", "_") not in (*names, "help"):
@@ -53,6 +56,10 @@ def parse(options: type[T], arguments: Sequence[str]) -> T:
     module = sys.modules["__main__"].__spec__
     program = module and f"python -m {module.name.removesuffix('.__main__')}"
     return _without_box(lambda: tyro.cli(options, args=arguments, config=config, prog=program))
+
+
+def _names(options: type) -> list[str]:
+    return [field.name for field in dataclasses.fields(cast(Any, options))]
 
 
 def call(program: str, functions: dict[str, Callable[..., None]]) -> None:
@@ -101,25 +108,25 @@ def _without_box(parse: Callable[[], T]) -> T:
 
 
 @contextlib.contextmanager
-def errors_as_lines() -> Iterator[None]:
-    """Ends the process with the exit code of `report` for errors and signals."""
+def errors_as_lines(options: Sequence[str] = ()) -> Iterator[None]:
+    """Ends the process with the exit code of `report` for errors and signals; `options` are those of the command."""
     try:
         with signals.raised():
             yield
     except KeyboardInterrupt as error:
-        code = report(error)
+        code = report(error, options)
         sys.stdout.flush()
         os._exit(code)  # threads that compile would have to be waited for
     except Exception as error:
-        raise SystemExit(report(error)) from None
+        raise SystemExit(report(error, options)) from None
 
 
-def report(error: BaseException) -> int:
+def report(error: BaseException, options: Sequence[str] = ()) -> int:
     """Prints what ended a command, and returns its exit code.
 
-    What the user can mend, in options, files or a model's code, is one line and 2. A signal is 128 and its number, and
-    so, without a word, is that the reader of the output went away, as `head` does. All else is a mistake of this
-    package or of a library: a traceback, whom to tell, and 1.
+    What the user can mend, in `options`, files, memory or a model's code, is one line and 2. A signal is 128 and its
+    number, and so, without a word, is that the reader of the output went away, as `head` does. All else is a mistake of
+    this package or of a library: a traceback, whom to tell, and 1.
     """
     if isinstance(error, KeyboardInterrupt):
         interrupted = error if isinstance(error, signals.Interrupted) else signals.Interrupted(signal.SIGINT)
@@ -129,6 +136,9 @@ def report(error: BaseException) -> int:
         return 128 + signal.SIGPIPE
     if origin.is_for_the_user(error):
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+        return 2
+    if origin.is_out_of_memory(error):
+        print(f"error: {_out_of_memory(error, options)}", file=sys.stderr, flush=True)
         return 2
     if origin.place_in_users_code(error):
         print(f"error: {origin.described(error)}", file=sys.stderr, flush=True)
@@ -145,6 +155,13 @@ def report(error: BaseException) -> int:
     traceback.print_exception(error)
     print(_MISTAKE, file=sys.stderr, flush=True)
     return 1
+
+
+def _out_of_memory(error: BaseException, options: Sequence[str]) -> str:
+    reason = str(error).strip().partition("\n")[0]
+    lower = " or ".join(f"--{name}" for name in _MEMORY if name in options)
+    remedy = f"lower {lower}, or use" if lower else "use"
+    return f"out of memory{f' ({reason})' if reason else ''}: {remedy} a device with more that is free"
 
 
 def _nobody_reads() -> bool:

@@ -3,6 +3,7 @@
 import contextlib
 import difflib
 import math
+import pathlib
 from collections.abc import Iterable, Iterator
 
 
@@ -23,6 +24,13 @@ def called(argument: str, option: str) -> Iterator[None]:
         if f"`{argument}`" not in str(error):
             raise
         raise type(error)(str(error).replace(f"`{argument}`", f"`{option}`")) from error
+
+
+def check_directory(argument: str, path: pathlib.Path, remedy: str) -> None:
+    """Raises ValueError, with the remedy, for a directory to be read that does not exist or is none."""
+    if not path.is_dir():
+        what = "is no directory" if path.exists() else "does not exist"
+        raise ValueError(f"`{argument}` (={str(path)!r}) {what}: {remedy}")
 
 
 LARGEST = 2**31 - 1

@@ -31,6 +31,13 @@ def is_for_the_user(error: BaseException) -> bool:
     return not _is_library(code.co_filename) and dis.opname[code.co_code[instruction]] == "RAISE_VARARGS"
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the memory of a device, or of the machine, did not suffice."""
+    if isinstance(error, RuntimeError):  # jax's own, whose type does not say it
+        return "RESOURCE_EXHAUSTED" in str(error) or "CUDA_ERROR_OUT_OF_MEMORY" in str(error)
+    return isinstance(error, MemoryError)
+
+
 def place_in_users_code(error: BaseException) -> str | None:
     """File, line and function of the innermost frame in code that this package called and that is of no library.
 

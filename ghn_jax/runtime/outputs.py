@@ -1,9 +1,11 @@
 """Files that commands write: whether they can be, before any work; and then whole or not at all."""
 
 import contextlib
+import errno
 import os
 import pathlib
 import tempfile
+from collections.abc import Iterator
 
 
 def check(option: str, path: pathlib.Path | None) -> None:
@@ -18,7 +20,7 @@ def check(option: str, path: pathlib.Path | None) -> None:
         raise ValueError(
             f"`{option}` (={str(path)!r}) cannot be written ({error.strerror}): give another path"
         ) from error
-    if path.is_dir() or (path.exists() and not os.access(path, os.W_OK)):
+    if path.exists() and not (path.is_file() and os.access(path, os.W_OK)):
         raise ValueError(f"`{option}` (={str(path)!r}) is no file that can be written: give another path")
 
 
@@ -34,13 +36,29 @@ def check_directory(option: str, path: pathlib.Path) -> None:
         ) from error
 
 
-def write(path: pathlib.Path, data: bytes) -> None:
-    """Writes a file, or leaves what was there; its permissions follow the umask."""
+@contextlib.contextmanager
+def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Gives a place to write a file to, which then replaces the one at `path`, or after an error is removed.
+
+    A link to a file stays one. Raises OSError for what is no file: renaming one to /dev/null would end that device.
+    """
+    path = path.resolve()
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "it is no file", str(path))
     partial = path.with_name(path.name + ".part")
     try:
-        partial.write_bytes(data)
+        yield partial
         partial.replace(path)
-    except OSError as error:
+    except BaseException:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
+        raise
+
+
+def write(path: pathlib.Path, data: bytes) -> None:
+    """Writes a file, or leaves what was there; its permissions follow the umask. Raises OSError."""
+    try:
+        with replacing(path) as partial:
+            partial.write_bytes(data)
+    except OSError as error:
         raise OSError(f"{path} cannot be written ({error.strerror})") from error

@@ -3,6 +3,7 @@
 Nothing is computed or allocated: models are traced on abstract arrays, in evaluation mode.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -105,14 +106,20 @@ def trace(
         raise not_traceable(error, images) from error
     if not traced.leaves:
         raise UnsupportedModel("`model` has no parameters: there is nothing to predict")
+    for name, leaf in zip(traced.names, traced.leaves, strict=True):
+        if not math.prod(leaf.shape):
+            raise UnsupportedModel(
+                f"`model` has a parameter without elements, {name} {leaf.shape}, on images of shape {images.shape}: "
+                "its features may be empty there, give it larger images"
+            )
     return traced
 
 
 def not_traceable(error: Exception, images: Any) -> UnsupportedModel:
     """What to say of an error that a model raised."""
     return UnsupportedModel(
-        f"`model` cannot be traced on `sample_input` of shape {tuple(images.shape)} "
-        f"({origin.described(error)}): check the input's axes, and what the model does with values"
+        f"`model` cannot be traced on images of shape {tuple(images.shape)} ({origin.described(error)}): check that it "
+        "takes such images (to a command --image_size gives others), and what it does with values"
     )
 
 

@@ -36,8 +36,8 @@ def find_outputs(outputs: Any, images: jax.ShapeDtypeStruct, logits: str | None)
     if not found:
         shape = tuple(named[chosen[0]][1].shape) if chosen else ()
         raise UnsupportedModel(
-            f"`model`'s output has shape {shape} for `sample_input` of shape {images.shape}: "
-            "a classifier returns (batch, label); give headless=True if it has no classification layer"
+            f"`model`'s output has shape {shape} for images of shape {images.shape}: a classifier returns (batch, "
+            "label); in Python also headless=True, for one without a classification layer"
         )
     return found
 

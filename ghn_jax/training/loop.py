@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import shlex
 from typing import Any, NamedTuple
 
 import jax
@@ -296,10 +297,9 @@ def _train(plan: _Plan, owned: contextlib.ExitStack, shown: Status) -> None:
         else ""
     )
     say(f"done: {last_step} steps{best}{damaged}, in {options.workdir}")
-    images = f" --data_dir={options.data_dir}" if options.data_dir else ""
-    say(
-        f"next: python evaluate.py --ckpt={options.workdir}{images} --num_archs=20  # on unseen architectures"
-    )
+    run = shlex.quote(str(options.workdir))
+    images = f" --data_dir={shlex.quote(str(options.data_dir))}" if options.data_dir else ""
+    say(f"next: python evaluate.py --ckpt={run}{images} --num_archs=20  # on unseen architectures")
     say(f"      ghn_jax.predict_parameters(model, images, {str(options.workdir)!r})  # for a model of yours")
 
 

@@ -26,6 +26,7 @@ from ghn_jax.models.config import GHNConfig
 from ghn_jax.models.ghn import GHN, init_params
 from ghn_jax.models.near_identity import near_identity
 from ghn_jax.models.templates import Template
+from ghn_jax.runtime import origin
 from ghn_jax.runtime.extras import extra
 from ghn_jax.training.penalty import norms_gradient
 from ghn_jax.training.pmapped import AXIS, Pmapped, Program
@@ -292,7 +293,7 @@ class _SlotOutcome(NamedTuple):
 
 
 def _explained(error: Exception, network: Lowered, place: int, batch_size: int) -> Exception:
-    if "RESOURCE_EXHAUSTED" not in str(error):
+    if not origin.is_out_of_memory(error):
         return error
     return OutOfMemory(
         f"`batch_size` (={batch_size}): a network of {network.num_parameters:,} parameters and "

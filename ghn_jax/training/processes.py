@@ -107,7 +107,7 @@ def _tell(lines: Iterable[socket.socket]) -> None:
 
 def _address(coordinator: str) -> tuple[str, int]:
     host, _, port = coordinator.rpartition(":")
-    if not host or not port.isdigit() or not 0 < int(port) < 65535:
+    if not host or not port.isdecimal() or not 0 < int(port) < 65535:
         raise ValueError(
             f"`coordinator` (={coordinator!r}) is no HOST:PORT: give the address of process 0 and a port"
         )

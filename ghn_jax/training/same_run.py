@@ -1,5 +1,6 @@
 """Whether a run may go on from a checkpoint: of the same GHN, with the same options, on the same images."""
 
+import shlex
 from typing import Any
 
 from ghn_jax.images.identity import Identity
@@ -34,7 +35,7 @@ def check(
         raise ValueError(
             f"{where} of the recipe {before['recipe']} ({_state(recipe_before)}), whose state {options.recipe} "
             f"({_state(recipe)}) cannot go on with: use that recipe, or give another --workdir and "
-            f"--init={options.workdir} to start from its weights"
+            f"--init={shlex.quote(str(options.workdir))} to start from its weights"
         )
     if before["recipe"] == options.recipe:  # which may be another one in another version
         parts = saved.get("recipe", {})

@@ -169,7 +169,7 @@ def test_command_refuses_in_one_line(tmp_path, written, monkeypatch, capsys, arg
 def test_foreign_file_is_refused(tmp_path, content):
     path = place(tmp_path, content)
     for call in (lambda: open_split(path, "val"), lambda: write_split(tmp_path, "val", 20)):
-        with pytest.raises(ValueError, match=r"is no file of ghn_jax.deepnets1m, version 1: remove it"):
+        with pytest.raises(ValueError, match=r"is no file of ghn_jax.deepnets1m, version 1: move it away"):
             call()
     assert path.read_bytes() == content
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import pathlib
 
 import jax
@@ -189,6 +190,23 @@ def test_files_follow_the_umask_and_are_whole_or_absent(tmp_path: pathlib.Path):
     with pytest.raises(OSError, match="cannot be written"):
         outputs.write(tmp_path / "no" / "a", b"1")
     assert np.array_equal(sorted(p.name for p in tmp_path.iterdir()), ["a", "plain"])
+
+
+def test_what_is_no_file_is_left_as_it_is(tmp_path: pathlib.Path):
+    """A file that is written beside and renamed would end a pipe, or /dev/null."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with pytest.raises(ValueError, match=r"`results` .* is no file that can be written"):
+        outputs.check("results", pipe)
+    with pytest.raises(OSError, match="it is no file"):
+        outputs.write(pipe, b"1")
+    with pytest.raises(OSError, match="it is no file"):
+        pretrained.save(pipe, pretrained.load("ghn2-digits"))
+    assert pipe.is_fifo()
+    (tmp_path / "link").symlink_to("file")
+    outputs.write(tmp_path / "link", b"1")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "file").read_bytes() == b"1"
 
 
 def test_all_stages_of_training_are_told():

@@ -1,5 +1,6 @@
 """Errors told apart: what the user gave, the code of the user's model, and mistakes of this package or a library."""
 
+import dataclasses
 import importlib
 import pathlib
 import signal
@@ -85,6 +86,28 @@ def test_a_mistake_shows_the_traceback_and_ends_with_1():
     first, *_, kind, last = done.stderr.splitlines()
     assert first.startswith("Traceback") and kind.startswith("ValueError: list.remove(x)")
     assert last.startswith("error: this is a mistake in ghn_jax or in a library")
+
+
+def test_memory_that_does_not_suffice_is_one_line(capsys: pytest.CaptureFixture[str]):
+    @dataclasses.dataclass
+    class Options:
+        image_size: int = 32
+        batch_size: int = 64
+        steps: int = 1
+
+    def ask(_: Options) -> None:
+        jax.block_until_ready(jnp.zeros(2**46, "uint8"))
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as ended:
+        patch.setattr(sys, "argv", ["ask"])
+        commands.run(Options, ask)
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: out of memory (RESOURCE_EXHAUSTED: ")
+    assert said.endswith("): lower --batch_size or --image_size, or use a device with more that is free\n")
+    assert said.count("\n") == 1
+    assert commands.report(MemoryError()) == 2
+    assert capsys.readouterr().err == "error: out of memory: use a device with more that is free\n"
 
 
 def test_what_a_model_raises_names_its_file_and_line(file: pathlib.Path):
