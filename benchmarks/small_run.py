@@ -1,4 +1,7 @@
-"""A training run whose networks and GHN are small, for `benchmarks.faults`: nothing of it is made up."""
+"""A training run whose networks and GHN are small, for `benchmarks.faults` and tests: nothing of it is made up.
+
+python -m benchmarks.small_run OPTIONS OF train.py
+"""
 
 import dataclasses
 from typing import Any
@@ -7,6 +10,8 @@ from ghn_jax.deepnets import sampling
 from ghn_jax.deepnets.architectures import Architecture, Genotype
 from ghn_jax.deepnets.lowering import lower
 from ghn_jax.models import config
+from ghn_jax.models.templates import Template, deepnets_templates
+from ghn_jax.runtime import commands
 from ghn_jax.training import loop
 from ghn_jax.training.loop import TrainOptions as TrainOptions
 
@@ -29,7 +34,7 @@ def _meta_batch(
     return sampling.MetaBatch(indices, chosen, tuple(lower(arch, num_classes, image_size) for arch in chosen))
 
 
-def _sample(split: str, index: int, seed: int = 0, image_size: int = 32) -> Architecture:
+def sample(split: str, index: int, seed: int = 0, image_size: int = 32) -> Architecture:
     return _ARCHITECTURES[index % len(_ARCHITECTURES)]
 
 
@@ -37,9 +42,26 @@ def _config(name: str, num_classes: int, image_size: int) -> config.GHNConfig:
     return dataclasses.replace(config.GHNConfig(), num_classes=num_classes, hidden=8, channels=8)
 
 
+def _templates(chosen: config.GHNConfig, image_size: int) -> tuple[Template, ...]:
+    """Those that kernels of these networks need: fewer to compile."""
+    return tuple(
+        form for form in deepnets_templates(chosen, image_size) if form.height == form.width in (1, 3)
+    )
+
+
+def install(patch: Any = setattr) -> None:
+    """Puts the small parts in place; `patch` as of setattr."""
+    patch(loop.config, "preset", _config)
+    patch(loop, "deepnets_templates", _templates)
+    patch(loop.sampling, "meta_batch", _meta_batch)
+    patch(loop.sampling, "sample", sample)
+
+
 def train(options: TrainOptions) -> None:
     """As `ghn_jax.training.loop.train`."""
-    loop.config.preset = _config
-    loop.sampling.meta_batch = _meta_batch
-    loop.sampling.sample = _sample
+    install()
     loop.train(options)
+
+
+if __name__ == "__main__":
+    commands.run(TrainOptions, train)

@@ -1,6 +1,5 @@
 """What evaluate.py says to options that are wrong, would have no effect, or name what cannot be written."""
 
-import dataclasses
 import json
 import os
 import pathlib
@@ -10,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from benchmarks import small_run
 from ghn_jax import pretrained
+from ghn_jax.deepnets import sampling
 from ghn_jax.deepnets.lowering import lower
-from ghn_jax.deepnets.sampling import sample
 from ghn_jax.evaluation import accuracy as accuracy_module
 from ghn_jax.evaluation import report, results
 from ghn_jax.evaluation.accuracy import NotFinite, accuracy
@@ -150,8 +150,9 @@ def test_networks_without_finite_parameters_are_an_error_when_the_others_are_don
     monkeypatch.setattr(report, "predict_flat", predict_flat)
     monkeypatch.setattr(pretrained, "load", lambda _: ghn)
     path = tmp_path / "r.jsonl"
-    options = EvaluateOptions(num_archs=2, channels=32, results=path)
-    first.append(lower(dataclasses.replace(sample("test", 0, image_size=16), C=32), 10, 16).num_parameters)
+    options = EvaluateOptions(num_archs=2, results=path)
+    monkeypatch.setattr(sampling, "sample", small_run.sample)  # of little to compile
+    first.append(lower(small_run.sample("test", 0, image_size=16), 10, 16).num_parameters)
     with pytest.raises(
         NotFinite, match=r"1 of 2 architectures \(0\) .* predicted parameters of .* 0 of test"
     ):

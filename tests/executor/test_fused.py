@@ -7,9 +7,7 @@ takes such a step on this many simulated devices, and saves its loss and gradien
 
 import dataclasses
 import functools
-import os
 import pathlib
-import subprocess
 import sys
 from typing import NamedTuple
 
@@ -17,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from commands_in_forks import Forks
 
 from benchmarks.executor_equality import make_case
 from ghn_jax.deepnets import families, sampling
@@ -250,14 +249,9 @@ def test_networks_at_a_time_change_nothing(one_device: Setting, monkeypatch: pyt
             np.testing.assert_array_equal(one, other)
 
 
-def test_a_step_does_not_depend_on_the_devices(step_on_one_device, tmp_path: pathlib.Path):
+def test_a_step_does_not_depend_on_the_devices(forks: Forks, step_on_one_device, tmp_path: pathlib.Path):
     path = tmp_path / "step.npz"
-    done = subprocess.run(
-        [sys.executable, __file__, path, "2"],
-        env=os.environ | {"PYTHONPATH": str(pathlib.Path(__file__).parents[2])},
-        capture_output=True,
-        text=True,
-    )
+    done = forks.run("python", __file__, path, "2")
     assert done.returncode == 0, done.stderr
     assert_same(StepOutcome(**np.load(path)), step_on_one_device)
 

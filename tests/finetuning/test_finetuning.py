@@ -5,8 +5,6 @@ import json
 import os
 import pathlib
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -15,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from commands_in_forks import Command, Forks
 from flax import linen as nn
 
 import ghn_jax
@@ -133,23 +132,22 @@ def test_a_run_tells_what_it_does_from_the_start():
     assert [text.split(",")[0] for text in news.told] == stages
 
 
-def start_command(model_file: pathlib.Path, workdir: pathlib.Path, devices: int) -> subprocess.Popen:
+def start_command(forks: Forks, model_file: pathlib.Path, workdir: pathlib.Path, devices: int) -> Command:
     options = [f"--arch={model_file}:make", "--init=ghn2-digits", "--steps=40", "--batch_size=16"]
-    env = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
-    script = [sys.executable, "-m", "ghn_jax.finetune", *options, "--checkpoint_every=4"]
-    return subprocess.Popen([*script, f"--workdir={workdir}"], env=env, stdout=subprocess.DEVNULL)
+    script = ("python", "-m", "ghn_jax.finetune", *options, "--checkpoint_every=4", f"--workdir={workdir}")
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
+    return Command(forks, script, environment={"XLA_FLAGS": flags})
 
 
 def test_killed_on_two_devices_and_resumed_on_one_gives_the_same_losses(
-    finished: pathlib.Path, model_file: pathlib.Path, tmp_path: pathlib.Path
+    forks: Forks, finished: pathlib.Path, model_file: pathlib.Path, tmp_path: pathlib.Path
 ):
-    child = start_command(model_file, tmp_path, devices=2)
+    child = start_command(forks, model_file, tmp_path, devices=2)
     part = pathlib.Path("ghn2-digits", "seed0")
     file = tmp_path / part / "metrics.jsonl"
-    while child.poll() is None and not (file.exists() and file.read_text().count("loss") > 10):
+    while child.runs() and not (file.exists() and file.read_text().count("loss") > 10):
         time.sleep(0.02)
-    child.send_signal(signal.SIGKILL)
-    child.wait()
+    child.kill()
     whole = losses(finished / part)
     assert 10 < len(losses(tmp_path / part)) < len(whole) == 40
     np.testing.assert_allclose(losses(tmp_path / part), whole[: len(losses(tmp_path / part))], atol=1e-5)

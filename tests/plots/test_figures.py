@@ -1,11 +1,10 @@
 import json
 import pathlib
-import subprocess
-import sys
 from typing import Any
 
 import numpy as np
 import pytest
+from commands_in_forks import Forks
 
 pytest.importorskip("matplotlib")
 from ghn_jax.plots import figures
@@ -55,23 +54,17 @@ def test_evaluations_are_drawn_by_file(tmp_path: pathlib.Path):
     assert second.get_title() == "wide, digits: nothing evaluated yet"
 
 
-def test_command_finds_the_evaluations_of_a_run(tmp_path: pathlib.Path):
+def test_command_finds_the_evaluations_of_a_run(forks: Forks, tmp_path: pathlib.Path):
     write(tmp_path / "runs" / "ghn2-digits" / "metrics.jsonl", METRICS)
     write(tmp_path / "runs" / "eval" / "ghn2-digits-digits-deep-seed0.jsonl", [HEADER, *NETWORKS])
-    done = command(tmp_path / "runs" / "ghn2-digits", "--format=svg")
+    done = forks.run("python", "-m", "ghn_jax.plots", tmp_path / "runs" / "ghn2-digits", "--format=svg")
     assert done.returncode == 0, done.stderr
     written = [pathlib.Path(line) for line in done.stdout.splitlines()]
     assert [path.name for path in written] == ["training.svg", "evaluation.svg"]
     assert all("<svg" in path.read_text() for path in written)
 
 
-def test_no_run_is_one_line(tmp_path: pathlib.Path):
-    done = command(tmp_path)
+def test_no_run_is_one_line(forks: Forks, tmp_path: pathlib.Path):
+    done = forks.run("python", "-m", "ghn_jax.plots", tmp_path)
     assert done.returncode == 2
     assert done.stderr.startswith(f"error: `run` (='{tmp_path}/metrics.jsonl') cannot be read")
-
-
-def command(*arguments: str | pathlib.Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "ghn_jax.plots", *map(str, arguments)], capture_output=True, text=True
-    )

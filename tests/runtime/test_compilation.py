@@ -1,11 +1,10 @@
 """Compiled programs on disk."""
 
 import pathlib
-import subprocess
-import sys
 
 import jax
 import pytest
+from commands_in_forks import Done, Forks
 
 from ghn_jax.runtime import compilation
 
@@ -21,24 +20,24 @@ print(counter.count)
 """
 
 
-def started(directory: pathlib.Path) -> subprocess.CompletedProcess:
-    done = subprocess.run([sys.executable, "-c", PROGRAM, directory], capture_output=True, text=True)
+def started(forks: Forks, directory: pathlib.Path) -> Done:
+    done = forks.run("python", "-c", PROGRAM, directory)
     assert done.returncode == 0, done.stderr
     return done
 
 
-def compiled(directory: pathlib.Path) -> int:
-    return int(started(directory).stdout)
+def compiled(forks: Forks, directory: pathlib.Path) -> int:
+    return int(started(forks, directory).stdout)
 
 
-def test_programs_are_found_where_the_directory_is_moved_to(tmp_path: pathlib.Path):
-    assert compiled(tmp_path / "before") > 0
+def test_programs_are_found_where_the_directory_is_moved_to(forks: Forks, tmp_path: pathlib.Path):
+    assert compiled(forks, tmp_path / "before") > 0
     (tmp_path / "before").rename(tmp_path / "after")
-    assert compiled(tmp_path / "after") == 0
+    assert compiled(forks, tmp_path / "after") == 0
 
 
-def test_damaged_programs_are_replaced(tmp_path: pathlib.Path):
-    number = compiled(tmp_path)
+def test_damaged_programs_are_replaced(forks: Forks, tmp_path: pathlib.Path):
+    number = compiled(forks, tmp_path)
     entries = sorted(tmp_path.glob("*-cache"))
     whole = [path.read_bytes() for path in entries]
     cut, garbled, *_ = [*entries, entries[-1]] if len(entries) > 1 else [*entries, *entries]
@@ -46,12 +45,12 @@ def test_damaged_programs_are_replaced(tmp_path: pathlib.Path):
     data = bytearray(garbled.read_bytes())
     data[len(data) // 2] ^= 4
     garbled.write_bytes(data)
-    again = started(tmp_path)
+    again = started(forks, tmp_path)
     assert int(again.stdout) == len({cut, garbled}) <= number
     assert again.stderr.count("UserWarning") == 1 and "were damaged: they are compiled again" in again.stderr
     assert sorted(tmp_path.glob("*-cache")) == entries
     assert [len(path.read_bytes()) > 100 for path in entries] == [True] * len(whole)
-    last = started(tmp_path)
+    last = started(forks, tmp_path)
     assert (last.stdout, last.stderr) == ("0\n", "")
 
 

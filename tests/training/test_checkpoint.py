@@ -2,13 +2,12 @@ import os
 import pathlib
 import shutil
 import signal
-import subprocess
-import sys
 import threading
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from commands_in_forks import Forks
 
 from benchmarks.parity import golden_params
 from ghn_jax import pretrained
@@ -52,10 +51,8 @@ checkpoints.save(state(2), {})
 """
 
 
-def test_kill_in_the_middle_of_a_write_leaves_the_one_before(tmp_path: pathlib.Path):
-    child = subprocess.run(
-        [sys.executable, "-c", KILLED_WHILE_WRITING, str(tmp_path)], capture_output=True, text=True
-    )
+def test_kill_in_the_middle_of_a_write_leaves_the_one_before(forks: Forks, tmp_path: pathlib.Path):
+    child = forks.run("python", "-c", KILLED_WHILE_WRITING, tmp_path)
     assert child.returncode == -signal.SIGKILL, child.stderr
     left = [path.name for path in (tmp_path / "checkpoints").iterdir()]
     assert len(left) == 2, left  # the first checkpoint, and part of the second

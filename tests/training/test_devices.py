@@ -2,7 +2,6 @@
 
 import os
 import pathlib
-import signal
 import socket
 import subprocess
 import sys
@@ -10,26 +9,21 @@ import time
 
 import numpy as np
 import pytest
+from commands_in_forks import ROOT, Command, Forks
+
+from ghn_jax.training.checkpoint import RunCheckpoints
 
 SCRIPT = pathlib.Path(__file__).with_name("one_meta_step.py")
-ROOT = SCRIPT.parents[2]
 
 
-def start(*arguments: str | int | pathlib.Path) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, *map(str, arguments)],
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+def start(forks: Forks, *arguments: str | int | pathlib.Path) -> Command:
+    return Command(forks, ("python", *map(str, arguments)))
 
 
-def finish(*processes: subprocess.Popen[str]) -> None:
+def finish(*processes: Command) -> None:
     for process in processes:
-        _, errors = process.communicate(timeout=900)
-        assert process.returncode == 0, errors
+        done = process.wait()
+        assert done.returncode == 0, done.stderr
 
 
 def free_port() -> int:
@@ -45,9 +39,9 @@ def free_port() -> int:
 
 
 @pytest.fixture(scope="module")
-def one_device(tmp_path_factory: pytest.TempPathFactory):
+def one_device(forks: Forks, tmp_path_factory: pytest.TempPathFactory):
     path = tmp_path_factory.mktemp("one") / "step.npz"
-    finish(start(SCRIPT, path, 1))
+    finish(start(forks, SCRIPT, path, 1))
     return np.load(path)
 
 
@@ -61,9 +55,9 @@ def assert_same_step(path: pathlib.Path, expected, devices: int) -> None:
 
 
 @pytest.mark.parametrize("devices", [2, 4, 8])
-def test_devices_take_the_same_step_as_one(devices: int, one_device, tmp_path: pathlib.Path):
+def test_devices_take_the_same_step_as_one(forks: Forks, devices: int, one_device, tmp_path: pathlib.Path):
     path = tmp_path / "step.npz"
-    finish(start(SCRIPT, path, devices))
+    finish(start(forks, SCRIPT, path, devices))
     assert_same_step(path, one_device, devices)
 
 
@@ -73,50 +67,58 @@ def test_functions_of_the_ghn_are_compiled_once_each(one_device):
 
 
 def test_two_processes_take_the_same_step_as_one_device(one_device, tmp_path: pathlib.Path):
+    """They leave each other as a process does that ends by itself, which a fork does not."""
     path, address = tmp_path / "step.npz", f"127.0.0.1:{free_port()}"
-    finish(*(start(SCRIPT, path, 2, address, 2, i) for i in (0, 1)))
+    commands = ([sys.executable, SCRIPT, path, "2", address, "2", str(i)] for i in (0, 1))
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    processes = [subprocess.Popen(words, env=env, stderr=subprocess.PIPE, text=True) for words in commands]
+    for process in processes:
+        _, errors = process.communicate(timeout=900)
+        assert process.returncode == 0, errors
     assert_same_step(path, one_device, devices=4)
 
 
 TRAIN = (
-    "train.py",
+    "-m",
+    "benchmarks.small_run",
     "--meta_batch_size=2",
     "--batch_size=8",
     "--recipe=published",  # whose schedule does not depend on the number of steps
-    "--steps=50",
+    "--steps=1000",
     "--checkpoint_every=1",
     "--val_archs=0",
 )
 
 
-def test_the_others_end_when_a_process_dies_and_one_goes_on(tmp_path: pathlib.Path):
+def test_the_others_end_when_a_process_dies_and_one_goes_on(forks: Forks, tmp_path: pathlib.Path):
     address = f"--coordinator=127.0.0.1:{free_port()}"
     common = (*TRAIN, f"--workdir={tmp_path}", "--log_every=1")
-    first, second = (start(*common, address, "--num_processes=2", f"--process_id={i}") for i in (0, 1))
+    first, second = (start(forks, *common, address, "--num_processes=2", f"--process_id={i}") for i in (0, 1))
     while not (tmp_path / "checkpoints" / "1").exists():
-        assert first.poll() is None and second.poll() is None
+        assert first.runs() and second.runs()
         time.sleep(0.1)
-    second.send_signal(signal.SIGKILL)
-    _, errors = first.communicate(timeout=60)
-    second.communicate()
-    assert first.returncode == 2
-    assert "process 1 of 2 ended before the run was over" in errors
-    alone = start(*common, "--steps=2")
-    output, errors = alone.communicate(timeout=900)
-    assert alone.returncode == 0, errors
-    assert "resuming" in output and "1 device(s)" in output and "done: 2 steps" in output
+    second.kill()
+    ended = first.wait()
+    assert ended.returncode == 2
+    assert "process 1 of 2 ended before the run was over" in ended.stderr
+    last = RunCheckpoints(tmp_path).latest_step()
+    assert last
+    alone = forks.run("python", *common, f"--steps={last + 1}")
+    assert alone.returncode == 0, alone.stderr
+    for part in ("resuming", "1 device(s)", f"done: {last + 1} steps"):
+        assert part in alone.stdout
 
 
-def test_a_coordinator_that_does_not_answer():
-    assert_refused("does not answer", f"127.0.0.1:{free_port()}", 2, 1)
+def test_a_coordinator_that_does_not_answer(forks: Forks):
+    assert_refused(forks, "does not answer", f"127.0.0.1:{free_port()}", 2, 1)
 
 
-def test_a_process_that_does_not_come():
-    assert_refused("no word from process 1, 2", f"127.0.0.1:{free_port()}", 3, 0)
+def test_a_process_that_does_not_come(forks: Forks):
+    assert_refused(forks, "no word from process 1, 2", f"127.0.0.1:{free_port()}", 3, 0)
 
 
-def test_no_cluster_to_ask():
-    assert_refused("finds no SLURM", "auto")
+def test_no_cluster_to_ask(forks: Forks):
+    assert_refused(forks, "finds no SLURM", "auto")
 
 
 @pytest.mark.parametrize(
@@ -135,11 +137,10 @@ def test_bad_arguments(address, num_processes, process_id, message):
     assert message in str(error.value)
 
 
-def assert_refused(message: str, *who: str | int) -> None:
+def assert_refused(forks: Forks, message: str, *who: str | int) -> None:
     """`joined` gives up after a second."""
     code = "import sys; from ghn_jax.training import processes\n"
     code += "with processes.joined(sys.argv[1], *map(int, sys.argv[2:] or [0, 0]), wait=1.0): pass"
-    process = start("-c", code, *who)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 1
-    assert "ValueError" in errors and message in errors
+    done = start(forks, "-c", code, *who).wait()
+    assert done.returncode == 1
+    assert "ValueError" in done.stderr and message in done.stderr

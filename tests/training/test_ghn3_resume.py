@@ -2,10 +2,9 @@
 
 import json
 import pathlib
-import signal
-import subprocess
-import sys
 import time
+
+from commands_in_forks import Command, Forks
 
 TRAIN = """
 import sys
@@ -32,15 +31,14 @@ OPTIONS = (
 )
 
 
-def start(workdir: pathlib.Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", TRAIN, *OPTIONS, f"--workdir={workdir}"]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+def start(forks: Forks, workdir: pathlib.Path) -> Command:
+    return Command(forks, ("python", "-c", TRAIN, *OPTIONS, f"--workdir={workdir}"))
 
 
-def finish(run: subprocess.Popen[str]) -> str:
-    output, errors = run.communicate(timeout=600)
-    assert run.returncode == 0, errors
-    return output
+def finish(run: Command) -> str:
+    done = run.wait()
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def metrics(workdir: pathlib.Path) -> list[dict]:
@@ -48,14 +46,13 @@ def metrics(workdir: pathlib.Path) -> list[dict]:
     return [{k: json.loads(line)[k] for k in ("step", "loss", "top1", "gradient_norm")} for line in lines]
 
 
-def test_a_killed_run_of_ghn3_resumes_to_the_same_metrics(tmp_path: pathlib.Path):
+def test_a_killed_run_of_ghn3_resumes_to_the_same_metrics(forks: Forks, tmp_path: pathlib.Path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    finish(start(whole))
-    run, file = start(killed), killed / "metrics.jsonl"
-    while run.poll() is None and not (file.exists() and file.read_text().count("\n") == 2):
+    finish(start(forks, whole))
+    run, file = start(forks, killed), killed / "metrics.jsonl"
+    while run.runs() and not (file.exists() and file.read_text().count("\n") == 2):
         time.sleep(0.05)
-    run.send_signal(signal.SIGKILL)
-    run.communicate()
-    assert "resuming" in finish(start(killed))
+    run.kill()
+    assert "resuming" in finish(start(forks, killed))
     assert metrics(killed) == metrics(whole)
     assert len(metrics(whole)) == 3

@@ -3,14 +3,12 @@
 import json
 import pathlib
 import shutil
-import signal
-import subprocess
-import sys
 import time
 
 import jax
 import numpy as np
 import pytest
+from commands_in_forks import Command, Forks
 from image_sets import DAMAGED, encoded, picture, write_tfds
 
 from ghn_jax.images.damage import DamageList
@@ -18,6 +16,7 @@ from ghn_jax.images.loading import load
 from ghn_jax.training.feed import open_feed
 
 STEPS = 3
+TRAIN = ("python", "-m", "benchmarks.small_run")
 OPTIONS = (
     "--dataset=tfds:tiny",
     "--meta_batch_size=1",
@@ -40,30 +39,26 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     return path
 
 
-def command(script: str, *arguments: str | pathlib.Path) -> list[str]:
-    return [sys.executable, script, *map(str, arguments)]
-
-
-def run(script: str, *arguments: str | pathlib.Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command(script, *arguments), capture_output=True, text=True)
-
-
 def metrics(workdir: pathlib.Path) -> list[dict]:
     lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
     return [{k: line[k] for k in ("step", "loss", "gradient_norm", "damaged_images")} for line in lines]
 
 
 @pytest.fixture(scope="module")
-def finished(data_dir: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+def finished(forks: Forks, data_dir: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     workdir = tmp_path_factory.mktemp("run")
-    done = run("train.py", *OPTIONS, f"--data_dir={data_dir}", f"--workdir={workdir}")
+    done = forks.run(*TRAIN, *OPTIONS, f"--data_dir={data_dir}", f"--workdir={workdir}")
     assert done.returncode == 0, done.stderr
     return workdir
 
 
-def test_too_few_held_out_images_are_an_error_before_training(data_dir, tmp_path: pathlib.Path):
-    done = run(
-        "train.py", *OPTIONS, "--val_archs=1", f"--data_dir={data_dir}", f"--workdir={tmp_path / 'run'}"
+def test_too_few_held_out_images_are_an_error_before_training(forks: Forks, data_dir, tmp_path: pathlib.Path):
+    done = forks.run(
+        *TRAIN,
+        *OPTIONS,
+        "--val_archs=1",
+        f"--data_dir={data_dir}",
+        f"--workdir={tmp_path / 'run'}",
     )
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
@@ -71,20 +66,19 @@ def test_too_few_held_out_images_are_an_error_before_training(data_dir, tmp_path
     assert not (tmp_path / "run").exists()
 
 
-def test_a_killed_run_goes_on_with_the_same_images(finished, data_dir, tmp_path: pathlib.Path):
+def test_a_killed_run_goes_on_with_the_same_images(forks: Forks, finished, data_dir, tmp_path: pathlib.Path):
     arguments = (*OPTIONS, f"--data_dir={data_dir}", f"--workdir={tmp_path}")
-    child = subprocess.Popen(command("train.py", *arguments), stdout=subprocess.DEVNULL)
-    while child.poll() is None and not (tmp_path / "checkpoints" / "1").exists():
+    child = Command(forks, (*TRAIN, *arguments))
+    while child.runs() and not (tmp_path / "checkpoints" / "1").exists():
         time.sleep(0.05)
-    child.send_signal(signal.SIGKILL)
-    child.wait()
-    resumed = run("train.py", *arguments)
+    child.kill()
+    resumed = forks.run(*TRAIN, *arguments)
     assert resumed.returncode == 0, resumed.stderr
     assert "resuming" in resumed.stdout
     assert metrics(tmp_path) == metrics(finished)
 
 
-def test_options_of_the_images_can_be_changed(finished, data_dir, tmp_path: pathlib.Path):
+def test_options_of_the_images_can_be_changed(forks: Forks, finished, data_dir, tmp_path: pathlib.Path):
     shutil.copytree(finished, tmp_path / "run")
     changed = (
         *OPTIONS,
@@ -93,17 +87,22 @@ def test_options_of_the_images_can_be_changed(finished, data_dir, tmp_path: path
         f"--data_dir={data_dir}",
         f"--workdir={tmp_path / 'run'}",
     )
-    refused = run("train.py", *changed)
+    refused = forks.run(*TRAIN, *changed)
     assert refused.returncode == 2 and "--batch_size was 16, is 8" in refused.stderr
-    resumed = run("train.py", *changed, "--change_options=True")
+    resumed = forks.run(*TRAIN, *changed, "--change_options=True")
     assert resumed.returncode == 0, resumed.stderr
     assert [line["step"] for line in metrics(tmp_path / "run")] == [1, 2, 3, 4]
 
 
-def test_evaluation_has_top_five(finished, data_dir, tmp_path: pathlib.Path):
+def test_evaluation_has_top_five(forks: Forks, finished, data_dir, tmp_path: pathlib.Path):
     results = tmp_path / "results.jsonl"
-    done = run(
-        "evaluate.py", f"--ckpt={finished}", f"--data_dir={data_dir}", "--num_archs=1", f"--results={results}"
+    done = forks.run(
+        "python",
+        "evaluate.py",
+        f"--ckpt={finished}",
+        f"--data_dir={data_dir}",
+        "--num_archs=1",
+        f"--results={results}",
     )
     assert done.returncode == 0, done.stderr
     assert "top-5" in done.stdout
@@ -111,8 +110,8 @@ def test_evaluation_has_top_five(finished, data_dir, tmp_path: pathlib.Path):
     assert row["images"] == 72 and 0 <= row["top1"] <= row["top5"] <= 100
 
 
-def test_checkpoint_for_other_classes_is_an_error(finished):
-    done = run("evaluate.py", f"--ckpt={finished}", "--dataset=digits")
+def test_checkpoint_for_other_classes_is_an_error(forks: Forks, finished):
+    done = forks.run("python", "evaluate.py", f"--ckpt={finished}", "--dataset=digits")
     assert done.returncode == 2
     assert "predicts 12 classes" in done.stderr and "Traceback" not in done.stderr
 

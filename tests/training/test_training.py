@@ -1,9 +1,7 @@
 """The commands, as a user runs them: train, be killed, resume, evaluate, and be told what is wrong."""
 
 import json
-import os
 import pathlib
-import signal
 import subprocess
 import sys
 import time
@@ -11,12 +9,13 @@ import time
 import jax
 import numpy as np
 import pytest
+from commands_in_forks import Command, Done, Forks
 
 from ghn_jax import pretrained
 from ghn_jax.training import loop, meta
 from ghn_jax.training.options import TrainOptions
 
-STEPS = 3
+STEPS = 2
 SMALL = [
     "--meta_batch_size=1",
     "--batch_size=16",
@@ -27,13 +26,12 @@ SMALL = [
 ]
 
 
-def command(script: str, *arguments: str) -> list[str]:
-    return [sys.executable, script, *arguments]
+TWO_DEVICES = "--xla_force_host_platform_device_count=2"
 
 
-def run(script: str, *arguments: str, devices: int = 1) -> subprocess.CompletedProcess[str]:
-    env = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
-    return subprocess.run(command(script, *arguments), capture_output=True, text=True, env=env)
+def run_alone(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """In a process of its own, as a user does; others are forks, which start sooner."""
+    return subprocess.run([sys.executable, script, *arguments], capture_output=True, text=True)
 
 
 def metrics(workdir: pathlib.Path) -> list[dict]:
@@ -44,7 +42,7 @@ def metrics(workdir: pathlib.Path) -> list[dict]:
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     workdir = tmp_path_factory.mktemp("run")
-    done = run("train.py", *SMALL, f"--workdir={workdir}")
+    done = run_alone("train.py", *SMALL, f"--workdir={workdir}")
     assert done.returncode == 0, done.stderr
     assert f"step {STEPS}/{STEPS}" in done.stdout
     assert "ETA" in done.stdout
@@ -54,21 +52,24 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     return workdir
 
 
-def test_a_killed_run_resumes_to_the_same_metrics(finished: pathlib.Path, tmp_path: pathlib.Path):
-    child = subprocess.Popen(command("train.py", *SMALL, f"--workdir={tmp_path}"), stdout=subprocess.DEVNULL)
+def test_a_killed_run_resumes_to_the_same_metrics(
+    forks: Forks, finished: pathlib.Path, tmp_path: pathlib.Path
+):
+    child = Command(forks, ("python", "train.py", *SMALL, f"--workdir={tmp_path}"))
     file = tmp_path / "metrics.jsonl"
-    while child.poll() is None and not (file.exists() and file.read_text().count("\n") == 2):
+    while child.runs() and not (file.exists() and file.read_text().count("\n") == 1):
         time.sleep(0.05)
-    child.send_signal(signal.SIGKILL)
-    child.wait()
-    resumed = run("train.py", *SMALL, f"--workdir={tmp_path}")
+    child.kill()
+    resumed = forks.run("python", "train.py", *SMALL, f"--workdir={tmp_path}")
     assert resumed.returncode == 0, resumed.stderr
     assert "resuming" in resumed.stdout
     assert metrics(tmp_path) == metrics(finished)
 
 
-def test_a_meta_batch_that_does_not_divide_is_an_error(tmp_path: pathlib.Path):
-    done = run("train.py", "--meta_batch_size=3", f"--workdir={tmp_path / 'run'}", devices=2)
+def test_a_meta_batch_that_does_not_divide_is_an_error(forks: Forks, tmp_path: pathlib.Path):
+    done = forks.run(
+        "python", "train.py", "--meta_batch_size=3", f"--workdir={tmp_path / 'run'}", XLA_FLAGS=TWO_DEVICES
+    )
     assert_one_line_error(done, "choose a multiple of 2")
 
 
@@ -94,12 +95,14 @@ def test_networks_train_in_bfloat16(finished: pathlib.Path, tmp_path: pathlib.Pa
     assert rough["loss"] != exact["loss"]
 
 
-def test_validation_agrees_with_evaluation(tmp_path: pathlib.Path):
+def test_validation_agrees_with_evaluation(forks: Forks, tmp_path: pathlib.Path):
     """The one runs networks side by side, the other one after the other."""
     loop.train(TrainOptions(meta_batch_size=1, batch_size=16, steps=1, val_archs=2, workdir=tmp_path))
     last = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
     results = tmp_path / "results.jsonl"
-    done = run("evaluate.py", f"--ckpt={tmp_path}", "--split=val", "--num_archs=2", f"--results={results}")
+    done = forks.run(
+        "python", "evaluate.py", f"--ckpt={tmp_path}", "--split=val", "--num_archs=2", f"--results={results}"
+    )
     assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in results.read_text().splitlines()[1:]]
     assert last["val_top1"] == pytest.approx(sum(row["top1"] for row in rows) / 2, abs=0.4)  # an image
@@ -116,21 +119,21 @@ def test_a_run_starts_from_the_weights_of_another(finished: pathlib.Path, tmp_pa
         loop.train(TrainOptions(**small, learning_rate=1e-12))
 
 
-def test_training_again_when_done_changes_nothing(finished: pathlib.Path):
+def test_training_again_when_done_changes_nothing(forks: Forks, finished: pathlib.Path):
     before = metrics(finished)
-    assert run("train.py", *SMALL, f"--workdir={finished}").returncode == 0
+    assert forks.run("python", "train.py", *SMALL, f"--workdir={finished}").returncode == 0
     assert metrics(finished) == before
 
 
-def test_evaluation_goes_on_where_it_stopped(finished: pathlib.Path, tmp_path: pathlib.Path):
+def test_evaluation_goes_on_where_it_stopped(forks: Forks, finished: pathlib.Path, tmp_path: pathlib.Path):
     results = tmp_path / "results.jsonl"
     arguments = [f"--ckpt={finished}", "--split=val", "--channels=32", f"--results={results}"]
-    first = run("evaluate.py", *arguments, "--num_archs=1")
+    first = forks.run("python", "evaluate.py", *arguments, "--num_archs=1")
     assert first.returncode == 0, first.stderr
     assert f"trained for {STEPS} steps on digits" in first.stdout
     assert not (finished / "evaluation.png").exists()  # results of another place are not drawn
     results.write_text(results.read_text() + '{"arch": "1", "par')  # cut short by a kill
-    second = run("evaluate.py", *arguments, "--num_archs=2")
+    second = forks.run("python", "evaluate.py", *arguments, "--num_archs=2")
     assert second.returncode == 0, second.stderr
     records = [json.loads(line) for line in results.read_text().splitlines()]
     assert [record.get("arch") for record in records] == [None, "0", "1"]
@@ -160,17 +163,19 @@ BAD_TRAINING = {
 
 
 @pytest.mark.parametrize("case", BAD_TRAINING)
-def test_bad_training_options(case: str, tmp_path: pathlib.Path):
+def test_bad_training_options(forks: Forks, case: str, tmp_path: pathlib.Path):
     arguments, remedy = BAD_TRAINING[case]
-    assert_one_line_error(run("train.py", *arguments, f"--workdir={tmp_path / 'run'}"), remedy)
+    assert_one_line_error(
+        forks.run("python", "train.py", *arguments, f"--workdir={tmp_path / 'run'}"), remedy
+    )
     assert not (tmp_path / "run").exists()
 
 
-def test_resuming_with_other_options_is_an_error(finished: pathlib.Path):
+def test_resuming_with_other_options_is_an_error(forks: Forks, finished: pathlib.Path):
     before = metrics(finished)
     other = (*SMALL, "--learning_rate=0.1", f"--workdir={finished}")
-    assert_one_line_error(run("train.py", *other), "--learning_rate was 0.01")
-    assert run("train.py", *other, "--change_options=True").returncode == 0
+    assert_one_line_error(forks.run("python", "train.py", *other), "--learning_rate was 0.01")
+    assert forks.run("python", "train.py", *other, "--change_options=True").returncode == 0
     assert metrics(finished) == before
 
 
@@ -185,16 +190,16 @@ BAD_EVALUATION = {
 
 
 @pytest.mark.parametrize("case", BAD_EVALUATION)
-def test_bad_evaluation_options(case: str, finished: pathlib.Path, tmp_path: pathlib.Path):
+def test_bad_evaluation_options(forks: Forks, case: str, finished: pathlib.Path, tmp_path: pathlib.Path):
     arguments, remedy = BAD_EVALUATION[case]
     results = tmp_path / "results.jsonl"
     assert_one_line_error(
-        run("evaluate.py", f"--ckpt={finished}", *arguments, f"--results={results}"), remedy
+        forks.run("python", "evaluate.py", f"--ckpt={finished}", *arguments, f"--results={results}"), remedy
     )
     assert not results.exists()
 
 
-def assert_one_line_error(done: subprocess.CompletedProcess[str], remedy: str) -> None:
+def assert_one_line_error(done: Done, remedy: str) -> None:
     assert done.returncode == 2, (done.stdout, done.stderr)
     assert done.stderr.startswith("error: ")
     assert done.stderr.count("\n") == 1
