@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import importlib.util
+import os
 import pathlib
 import platform
 import sys
@@ -43,7 +44,7 @@ def evaluate() -> None:
         from ghn_jax.evaluation.report import evaluate
 
     def evaluate_and_draw(options: EvaluateOptions) -> None:
-        run = pathlib.Path(options.ckpt).expanduser()
+        run = pathlib.Path(os.path.expanduser(options.ckpt))
         try:
             evaluate(options)
         except NotFinite:  # raised when all others are done

@@ -11,7 +11,7 @@ from ghn_jax.images.loading import absolute, load
 from ghn_jax.images.resident import ImageDataset
 from ghn_jax.images.sources import StreamedDataset
 from ghn_jax.runtime import outputs
-from ghn_jax.runtime.errors import LARGEST, check_range, unknown_name
+from ghn_jax.runtime.errors import LARGEST, check_range, expand_home, unknown_name
 from ghn_jax.targets import NAMES
 
 TABLE = "table"
@@ -76,7 +76,9 @@ class EvaluateOptions:
         changes = {name: v.expanduser() for name, v in vars(self).items() if isinstance(v, pathlib.Path)}
         options = dataclasses.replace(
             self,
-            ckpt=str(pathlib.Path(self.ckpt).expanduser()) if self.ckpt.startswith("~") else self.ckpt,
+            ckpt=str(expand_home("ckpt", pathlib.Path(self.ckpt)))
+            if self.ckpt.startswith("~")
+            else self.ckpt,
             dataset=self.dataset and absolute(self.dataset),
             **changes,
         )

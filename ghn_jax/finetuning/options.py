@@ -10,7 +10,7 @@ from ghn_jax.deepnets.image_sizes import check_image_size
 from ghn_jax.finetuning.recipe import Recipe
 from ghn_jax.finetuning.starts import RANDOM
 from ghn_jax.runtime import outputs
-from ghn_jax.runtime.errors import check_range
+from ghn_jax.runtime.errors import LARGEST, check_range
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +70,7 @@ class FinetuneOptions(Recipe):
         super().check()
         for name in ("seeds", "checkpoint_every", "log_every", "shots"):
             check_range(name, getattr(self, name), 1)
+        check_range("seeds", self.seeds, 1, LARGEST - self.seed + 1)
         check_range("num_workers", self.num_workers, 0, 1024)
         self._check_used()
         if self.image_size is not None:

@@ -171,7 +171,7 @@ def _walk(directory: Path, inside: str, above: tuple[tuple[int, int], ...]) -> I
             name = f"{inside}{entry.name}"
             if entry.is_dir():
                 yield from _walk(directory / entry.name, f"{name}/", (*above, place))
-            else:
+            elif entry.is_file() or entry.is_symlink():  # a pipe would be waited for
                 yield name
 
 

@@ -6,7 +6,7 @@ import pathlib
 from ghn_jax.images import resident, sources
 from ghn_jax.images.resident import DATASETS, ImageDataset
 from ghn_jax.images.sources import STREAMED, StreamedDataset
-from ghn_jax.runtime.errors import unknown_name
+from ghn_jax.runtime.errors import expand_home, unknown_name
 
 
 def check_name(name: str) -> None:
@@ -22,7 +22,11 @@ def absolute(name: str) -> str:
     """
     check_name(name)
     kind, _, path = name.partition(":")
-    return f"folder:{pathlib.Path(path).expanduser().absolute()}" if kind == "folder" and path else name
+    return (
+        f"folder:{expand_home('dataset', pathlib.Path(path)).absolute()}"
+        if kind == "folder" and path
+        else name
+    )
 
 
 def load(

@@ -18,6 +18,7 @@ from ghn_jax.images.identity import Identity
 from ghn_jax.images.measure import LARGE, THUMBNAIL, Measured, Shape, measure, natural_size
 from ghn_jax.images.splits import three_splits
 from ghn_jax.images.tfds_directories import open_tfds
+from ghn_jax.runtime.errors import expand_home
 from ghn_jax.runtime.extras import extra
 
 STREAMED = ("imagenet", "tfds:NAME", "folder:PATH")
@@ -105,7 +106,7 @@ def open_dataset(
     elif kind == "tfds" and rest:
         found = open_tfds(rest, data_dir)
     elif kind == "folder" and rest:
-        found = open_folder(Path(rest).expanduser())
+        found = open_folder(expand_home("dataset", Path(rest)))
     else:
         raise ValueError(f"`dataset` (={name!r}) is unknown: valid are {', '.join(STREAMED)}")
     if len(found.classes) < 2:

@@ -48,6 +48,12 @@ def evaluation_figure(files: Sequence[pathlib.Path]) -> Figure:
     axes = figure.subplots(rows, columns, squeeze=False, sharex=True).ravel()
     for file, axis in zip(files, axes, strict=False):
         header, *networks = records.read(file, "results")
+        if not {"split", "dataset"} <= header.keys() or not all(
+            {"arch", "top1"} <= n.keys() for n in networks
+        ):
+            raise ValueError(
+                f"`results` (={str(file)!r}) is of something else: it is no evaluation of a split"
+            )
         _draw_histogram(axis, header, networks)
     for axis in axes[len(files) :]:
         axis.set_visible(False)

@@ -28,8 +28,9 @@ def read(path: pathlib.Path, argument: str) -> list[dict[str, Any]]:
 
 def series(records: Sequence[dict[str, Any]], name: str) -> Series:
     """The steps that have a finite value called `name`, and these values."""
-    found = [(record["step"], record[name]) for record in records if is_finite(record.get(name))]
-    steps, values = np.array(found, float).reshape(-1, 2).T
+    found = [(record.get("step"), record.get(name)) for record in records]
+    whole = [(step, value) for step, value in found if is_finite(step) and is_finite(value)]
+    steps, values = np.array(whole, float).reshape(-1, 2).T
     return steps, values
 
 

@@ -39,7 +39,10 @@ def steps(root: pathlib.Path) -> list[int]:
     """Steps of the checkpoints in a directory, in order."""
     if not root.is_dir():
         return []
-    return sorted(int(path.name) for path in root.iterdir() if path.name.isdecimal())
+    names = [path.name for path in root.iterdir() if path.name.isdecimal()]
+    return sorted(
+        int(name) for name in names if str(int(name)) == name
+    )  # not 007, nor digits of other scripts
 
 
 def load_weights(workdir: pathlib.Path) -> tuple[dict[str, Any], dict[str, Any]]:

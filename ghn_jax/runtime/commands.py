@@ -7,6 +7,7 @@ import io
 import itertools
 import logging
 import os
+import pathlib
 import select
 import signal
 import sys
@@ -15,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar, cast
 
 from ghn_jax.runtime import memory, origin, signals
-from ghn_jax.runtime.errors import unknown_name
+from ghn_jax.runtime.errors import expand_home, unknown_name
 from ghn_jax.runtime.extras import extra
 
 T = TypeVar("T")
@@ -38,7 +39,7 @@ def run(options: type[T], main: Callable[[T], None]) -> None:
 
 
 def parse(options: type[T], arguments: Sequence[str]) -> T:
-    """Options from the command line; `--help` prints them and ends the process.
+    """Options from the command line, `~` in paths expanded; `--help` prints them and ends the process.
 
     Raises ValueError for an unknown option, and a value that is empty or of another type.
     """
@@ -55,7 +56,15 @@ def parse(options: type[T], arguments: Sequence[str]) -> T:
     config = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagConversionOff)
     module = sys.modules["__main__"].__spec__
     program = module and f"python -m {module.name.removesuffix('.__main__')}"
-    return _without_box(lambda: tyro.cli(options, args=arguments, config=config, prog=program))
+    parsed: Any = _without_box(lambda: tyro.cli(options, args=arguments, config=config, prog=program))
+    return dataclasses.replace(parsed, **{name: _expanded(name, getattr(parsed, name)) for name in names})
+
+
+def _expanded(name: str, value: Any) -> Any:
+    """An argument whose paths have the home directory for `~`, which a shell leaves in --name=~/file."""
+    if isinstance(value, tuple):
+        return tuple(_expanded(name, part) for part in value)
+    return expand_home(name, value) if isinstance(value, pathlib.Path) else value
 
 
 def _names(options: type) -> list[str]:
@@ -87,7 +96,7 @@ def _bound(function: Callable[..., None]) -> Callable[..., Callable[[], None]]:
 
     @functools.wraps(function)
     def bind(*arguments: Any, **named: Any) -> Callable[[], None]:
-        return functools.partial(function, *arguments, **named)
+        return functools.partial(function, *arguments, **{k: _expanded(k, v) for k, v in named.items()})
 
     return bind
 

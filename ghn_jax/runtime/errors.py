@@ -26,6 +26,16 @@ def called(argument: str, option: str) -> Iterator[None]:
         raise type(error)(str(error).replace(f"`{argument}`", f"`{option}`")) from error
 
 
+def expand_home(argument: str, path: pathlib.Path) -> pathlib.Path:
+    """The path with `~` as the home directory; ValueError if it is that of nobody."""
+    try:
+        return path.expanduser()
+    except RuntimeError as error:
+        raise ValueError(
+            f"`{argument}` (={str(path)!r}) is in the home of a user who is unknown: give the whole path, or ./{path}"
+        ) from error
+
+
 def check_directory(argument: str, path: pathlib.Path, remedy: str) -> None:
     """Raises ValueError, with the remedy, for a directory to be read that does not exist or is none."""
     if not path.is_dir():

@@ -10,7 +10,7 @@ from ghn_jax.deepnets.sampling import DRAWS, SPLITS
 from ghn_jax.evaluation.accuracy import BATCH_SIZE
 from ghn_jax.images.loading import absolute
 from ghn_jax.models.config import PRESETS
-from ghn_jax.runtime.errors import LARGEST, check_range, unknown_name
+from ghn_jax.runtime.errors import LARGEST, check_range, expand_home, unknown_name
 from ghn_jax.training import recipes
 from ghn_jax.training.executors import EXECUTORS, PRECISIONS
 
@@ -168,7 +168,7 @@ class TrainOptions:
         given: dict[str, Any] = {name: value for name, value in vars(self).items() if value is not None}
         given |= {name: path.expanduser() for name, path in given.items() if isinstance(path, pathlib.Path)}
         if self.init is not None:  # a path means the same elsewhere
-            path = pathlib.Path(self.init).expanduser()
+            path = expand_home("init", pathlib.Path(self.init))
             given["init"] = str(path.absolute()) if len(path.parts) > 1 or path.exists() else self.init
         options = dataclasses.replace(self, **(defaults | given | {"dataset": dataset}))
         for name, limits in _RANGES.items():

@@ -1,6 +1,7 @@
 """Opening streamed image sets, and what is wrong with them."""
 
 import json
+import os
 import sys
 from collections import Counter
 from pathlib import Path
@@ -295,3 +296,11 @@ def test_characters_are_not_mirrored(tmp_path, shape, num_classes, flip):
     dataset = open_dataset("tfds:set", tmp_path)
     assert dataset.flip == flip
     assert any("not mirrored" in note for note in dataset.notes) != flip
+
+
+def test_a_pipe_is_no_image(tmp_path: Path):
+    for name in ("train/cat", "train/dog"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "a.png").touch()
+    os.mkfifo(tmp_path / "train" / "dog" / "b.png")
+    assert len(folders.open_folder(tmp_path).splits["train"]) == 2
