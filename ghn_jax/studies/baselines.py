@@ -4,7 +4,6 @@ import dataclasses
 import pathlib
 import re
 import statistics
-from collections.abc import Callable
 from typing import Any
 
 from ghn_jax import pretrained
@@ -23,6 +22,7 @@ from ghn_jax.models.templates import deepnets_templates
 from ghn_jax.pretrained import TrainedGHN
 from ghn_jax.runtime import commands, compilation, devices, outputs
 from ghn_jax.runtime.errors import check_range
+from ghn_jax.runtime.status import Shown, Status
 from ghn_jax.studies.trained import train_network
 
 Dataset = ImageDataset | StreamedDataset
@@ -102,7 +102,8 @@ def baselines(options: BaselineOptions) -> None:
         raise ValueError(f"`num_archs` (={options.num_archs}) must be in 1..{size}, the size of the split")
     indices = list(range(options.num_archs or size))
     path = options.results or default_path(options, f"sgd-{options.split}")
-    done = train_architectures(options, recipe, options.split, indices, path, print_line)
+    with Status() as shown:
+        done = train_architectures(options, recipe, options.split, indices, path, shown)
     rows = [done[str(index)] for index in indices]
     print(f"mean ± standard deviation (max) of {len(rows)} architectures -> {path}")
     for name, values in columns(rows).items():
@@ -117,13 +118,12 @@ def columns(rows: list[Record]) -> dict[str, list[float]]:
     return found | {f"SGD, {epoch} epochs": [row["top1"][str(epoch)] for row in rows] for epoch in epochs}
 
 
-def print_line(record: Record) -> None:
-    """Tells how an architecture did."""
+def _line(record: Record) -> str:
+    """How an architecture did."""
     trained = ", ".join(f"{epoch}: {value:.1f}" for epoch, value in record["top1"].items())
-    print(
+    return (
         f"{record['arch']:>8}  {record['parameters']:>10,} parameters  GHN {record['ghn_top1']:.1f} %  SGD by epoch "
-        f"{trained} %  {record['seconds']:.0f} s",
-        flush=True,
+        f"{trained} %  {record['seconds']:.0f} s"
     )
 
 
@@ -133,12 +133,13 @@ def train_architectures(
     split: str,
     indices: list[int],
     path: pathlib.Path,
-    say: Callable[[Record], None],
+    shown: Shown,
 ) -> dict[str, Record]:
     """Records of the architectures, by index: from the file, or else trained and written there.
 
     Raises ValueError if the file holds results with other settings.
     """
+    shown.doing(f"loading {options.ckpt} and images")
     dataset = load(options.dataset, options.data_dir, options.image_size)
     ghn = pretrained.load(options.ckpt)
     if ghn.config.num_classes != dataset.num_classes:
@@ -157,6 +158,7 @@ def train_architectures(
     }
     done = results.open_results(path, header, ("arch", "parameters", "ghn_top1"))
     waiting = [index for index in indices if str(index) not in done]
+    steps = recipe.num_steps(len(dataset.train))
 
     def train(place: int) -> Record:
         network = make_network(options, split, waiting[place], dataset)
@@ -165,10 +167,16 @@ def train_architectures(
         own = {"arch": str(waiting[place]), "parameters": network.num_parameters, "ghn_top1": predicted}
         return own | trained.record()
 
+    shown.say(
+        f"training {len(waiting)} of {len(indices)} architectures of {split} for {steps} steps each -> {path}"
+    )
+    shown.doing(
+        lambda: f"{sum(str(index) in done for index in indices)} of {len(indices)} architectures trained"
+    )
     for record in lanes.run_in_lanes(train, len(waiting)):
         results.append(path, record)
         done[record["arch"]] = record
-        say(record)
+        shown.say(_line(record))
     return done
 
 

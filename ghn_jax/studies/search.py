@@ -20,13 +20,13 @@ from ghn_jax.images.loading import load
 from ghn_jax.runtime import commands, compilation, devices, outputs
 from ghn_jax.runtime.errors import check_range
 from ghn_jax.runtime.extras import extra
+from ghn_jax.runtime.status import Shown, Status
 from ghn_jax.studies.baselines import (
     Record,
     Training,
     default_path,
     make_network,
     predicted_top1,
-    print_line,
     train_architectures,
 )
 from ghn_jax.studies.rank import kendall
@@ -70,12 +70,14 @@ def search(options: SearchOptions) -> None:
     devices.check()
     compilation.use_persistent_cache(options.compilation_cache)
     path = options.results or default_path(options, "search")
-    predicted = rank(options, path.with_name(path.stem + "-ranking.jsonl"))
+    with Status() as shown:
+        predicted = rank(options, path.with_name(path.stem + "-ranking.jsonl"), shown)
     order = sorted(predicted, key=lambda index: -predicted[index])
     best = order[: options.top]
     rest = np.random.default_rng(options.seed).permutation(order[options.top :])
     drawn = [int(index) for index in rest[: options.top]]
-    done = train_architectures(options, recipe, SPLIT, [*best, *drawn], path, print_line)
+    with Status() as shown:
+        done = train_architectures(options, recipe, SPLIT, [*best, *drawn], path, shown)
     accuracy = {index: _last(done[str(index)]) for index in [*best, *drawn]}
     for name, group in (("best by prediction", best), ("random", drawn)):
         values = [accuracy[index] for index in group]
@@ -91,8 +93,9 @@ def search(options: SearchOptions) -> None:
         draw(predicted, accuracy, set(best), options.picture)
 
 
-def rank(options: SearchOptions, path: pathlib.Path) -> dict[int, float]:
+def rank(options: SearchOptions, path: pathlib.Path, shown: Shown) -> dict[int, float]:
     """Accuracy with predicted parameters on held-out images, by index; what the file has is not computed again."""
+    shown.doing(f"loading {options.ckpt} and images")
     dataset = load(options.dataset, options.data_dir, options.image_size)
     ghn = pretrained.load(options.ckpt)
     names = ("ckpt", "dataset", "channels", "seed", "val_batches")
@@ -106,11 +109,11 @@ def rank(options: SearchOptions, path: pathlib.Path) -> dict[int, float]:
         top1 = predicted_top1(ghn, network, dataset, "val", options.val_batches * BATCH_SIZE)
         return {"arch": str(waiting[place]), "parameters": network.num_parameters, "top1": top1}
 
-    for count, record in enumerate(lanes.run_in_lanes(judge, len(waiting)), start=1):
+    shown.doing(lambda: f"{len(done)} of {options.num_archs} architectures ranked")
+    for record in lanes.run_in_lanes(judge, len(waiting)):
         results.append(path, record)
         done[record["arch"]] = record
-        if count % 50 == 0 or count == len(waiting):
-            print(f"ranked {len(done)} of {options.num_archs}", flush=True)
+    shown.say(f"{len(done)} of {options.num_archs} architectures ranked -> {path}")
     return {index: done[str(index)]["top1"] for index in range(options.num_archs)}
 
 
