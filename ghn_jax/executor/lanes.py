@@ -37,7 +37,10 @@ def share_cores() -> None:
 
 
 def run_in_lanes(run: Callable[[int], T], count: int) -> Iterator[T]:
-    """Yields run(0), ..., run(count - 1), a few of them computed at a time."""
+    """Yields run(0), ..., run(count - 1), a few of them computed at a time.
+
+    Closed, or interrupted by a signal, it ends at once: what runs is not waited for, since a network takes minutes.
+    """
     lanes = _ON_CPU if on_cpu() else ON_ACCELERATORS
     if lanes == 1:
         yield from map(run, range(count))
@@ -48,5 +51,8 @@ def run_in_lanes(run: Callable[[int], T], count: int) -> Iterator[T]:
         with jax.enable_x64(wide):
             return run(index)
 
-    with concurrent.futures.ThreadPoolExecutor(lanes) as pool:
+    pool = concurrent.futures.ThreadPoolExecutor(lanes)
+    try:
         yield from pool.map(run_alike, range(count))
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)

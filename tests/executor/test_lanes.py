@@ -69,6 +69,24 @@ def test_an_error_in_a_lane_is_raised():
         list(run_in_lanes(lambda index: 1 // (1 - index), 3))
 
 
+@several_cores
+def test_what_runs_is_not_waited_for_when_a_signal_comes():
+    go_on, ended = threading.Event(), threading.Event()
+
+    def run(index: int) -> int:
+        if index:
+            go_on.wait(timeout=60)
+            ended.set()
+        return index
+
+    rows = run_in_lanes(run, 4)
+    assert next(rows) == 0
+    with pytest.raises(KeyboardInterrupt):
+        rows.throw(KeyboardInterrupt)
+    assert not ended.is_set()
+    go_on.set()
+
+
 def test_networks_of_a_meta_batch_run_longest_first():
     cell = (("conv_5x5", 0), ("skip_connect", 1))
     genotype = Genotype(cell, (2,), cell, (2,))
