@@ -8,7 +8,7 @@ Python has started the next one; so several networks are started at a time.
 import concurrent.futures
 import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from typing import TypeVar
 
 import jax
@@ -36,7 +36,7 @@ def share_cores() -> None:
         jax.config.update("jax_cpu_enable_async_dispatch", False)
 
 
-def run_in_lanes(run: Callable[[int], T], count: int) -> Iterator[T]:
+def run_in_lanes(run: Callable[[int], T], count: int) -> Generator[T, None, None]:
     """Yields run(0), ..., run(count - 1), a few of them computed at a time.
 
     Closed, or interrupted by a signal, it ends at once: what runs is not waited for, since a network takes minutes.
