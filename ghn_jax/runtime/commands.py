@@ -119,6 +119,7 @@ def _without_box(parse: Callable[[], T]) -> T:
 @contextlib.contextmanager
 def errors_as_lines(options: Sequence[str] = ()) -> Iterator[None]:
     """Ends the process with the exit code of `report` for errors and signals; `options` are those of the command."""
+    _make_output_usable()
     try:
         with signals.raised():
             yield
@@ -171,6 +172,14 @@ def _out_of_memory(error: BaseException, options: Sequence[str]) -> str:
     lower = " or ".join(f"--{name}" for name in _MEMORY if name in options)
     remedy = f"lower {lower}, or use" if lower else "use"
     return f"out of memory{f' ({reason})' if reason else ''}: {remedy} a device with more that is free"
+
+
+def _make_output_usable() -> None:
+    """Has prints go nowhere if standard output is closed, and characters that its encoding lacks be written escaped."""
+    if sys.stdout is None:
+        sys.stdout = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
+    elif isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _nobody_reads() -> bool:

@@ -159,6 +159,18 @@ def test_a_reader_that_went_away_is_no_error():
     assert process.returncode == 128 + signal.SIGPIPE
 
 
+def test_output_that_is_closed_or_lacks_characters_is_no_error():
+    program = (
+        "from ghn_jax.runtime import commands, status\n"
+        "with commands.errors_as_lines(): status.Status().say('1 ± 2 █')"
+    )
+    command = f'{sys.executable} -c "{program}"'
+    closed = subprocess.run(["sh", "-c", f"{command} >&-"], capture_output=True, text=True)
+    assert (closed.returncode, closed.stderr) == (0, "")
+    plain = subprocess.run(["sh", "-c", f"PYTHONIOENCODING=ascii {command}"], capture_output=True, text=True)
+    assert (plain.returncode, plain.stdout, plain.stderr) == (0, "1 \\xb1 2 \\u2588\n", "")
+
+
 def test_another_pipe_that_breaks_is_one(capfd: pytest.CaptureFixture[str]):
     assert commands.report(BrokenPipeError(32, "Broken pipe", "/some/fifo")) == 2
     assert "/some/fifo" in capfd.readouterr().err
