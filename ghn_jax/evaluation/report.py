@@ -106,9 +106,11 @@ def _evaluate_split(options: EvaluateOptions, shown: Status) -> tuple[Summary, d
 
     def tested(index: int) -> tuple[dict[str, Any], tuple[str, ...]] | NotFinite:
         try:
-            return measured(*missing[index])
+            row, damaged_images = measured(*missing[index])
         except NotFinite as error:  # the others are evaluated all the same
             return error
+        results.append(path, row)  # now, though one before it may take long
+        return row, damaged_images
 
     def measured(key: str, make: Callable[[int, int], Lowered]) -> tuple[dict[str, Any], tuple[str, ...]]:
         described = f"architecture {key} of {options.split}"
@@ -149,7 +151,6 @@ def _evaluate_split(options: EvaluateOptions, shown: Status) -> tuple[Summary, d
                 shown.say(f"{key:>10}  not finite: no accuracy")
                 continue
             done[key], damaged_images = outcome
-            results.append(path, done[key])
             damage.add(damaged_images)
         row = done[key]
         shown.say(

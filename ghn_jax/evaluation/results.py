@@ -70,9 +70,9 @@ def _damaged(path: pathlib.Path, number: int) -> ValueError:
 
 
 def append(path: pathlib.Path, record: dict[str, Any]) -> None:
-    """Adds the line of an architecture."""
-    with path.open("a") as file:
-        file.write(json.dumps(record) + "\n")
+    """Adds the line of an architecture, in one piece: several threads may."""
+    with path.open("ab", buffering=0) as file:
+        file.write(f"{json.dumps(record)}\n".encode())
 
 
 def checksum(params: Any) -> str:

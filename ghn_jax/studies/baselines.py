@@ -165,7 +165,10 @@ def train_architectures(
         trained = train_network(network, dataset, recipe, noise=options.noise)
         predicted = predicted_top1(ghn, network, dataset, "test")
         own = {"arch": str(waiting[place]), "parameters": network.num_parameters, "ghn_top1": predicted}
-        return own | trained.record()
+        record = own | trained.record()
+        results.append(path, record)  # now, though one before it may train for long
+        done[record["arch"]] = record
+        return record
 
     shown.say(
         f"training {len(waiting)} of {len(indices)} architectures of {split} for {steps} steps each -> {path}"
@@ -174,8 +177,6 @@ def train_architectures(
         lambda: f"{sum(str(index) in done for index in indices)} of {len(indices)} architectures trained"
     )
     for record in lanes.run_in_lanes(train, len(waiting)):
-        results.append(path, record)
-        done[record["arch"]] = record
         shown.say(_line(record))
     return done
 

@@ -107,12 +107,14 @@ def rank(options: SearchOptions, path: pathlib.Path, shown: Shown) -> dict[int, 
     def judge(place: int) -> Record:
         network = make_network(options, SPLIT, waiting[place], dataset)
         top1 = predicted_top1(ghn, network, dataset, "val", options.val_batches * BATCH_SIZE)
-        return {"arch": str(waiting[place]), "parameters": network.num_parameters, "top1": top1}
-
-    shown.doing(lambda: f"{len(done)} of {options.num_archs} architectures ranked")
-    for record in lanes.run_in_lanes(judge, len(waiting)):
+        record = {"arch": str(waiting[place]), "parameters": network.num_parameters, "top1": top1}
         results.append(path, record)
         done[record["arch"]] = record
+        return record
+
+    shown.doing(lambda: f"{len(done)} of {options.num_archs} architectures ranked")
+    for _ in lanes.run_in_lanes(judge, len(waiting)):
+        pass
     shown.say(f"{len(done)} of {options.num_archs} architectures ranked -> {path}")
     return {index: done[str(index)]["top1"] for index in range(options.num_archs)}
 

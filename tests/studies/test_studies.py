@@ -1,7 +1,9 @@
 """Baselines, property prediction and search, end to end on a few architectures and steps."""
 
+import dataclasses
 import json
 import pathlib
+import time
 
 import jax
 import numpy as np
@@ -11,7 +13,7 @@ from ghn_jax import pretrained
 from ghn_jax.deepnets import sampling
 from ghn_jax.deepnets.lowering import lower
 from ghn_jax.evaluation.accuracy import accuracy
-from ghn_jax.executor import layouts
+from ghn_jax.executor import lanes, layouts
 from ghn_jax.finetuning.recipe import Recipe
 from ghn_jax.images.loading import load
 from ghn_jax.studies import baselines, properties, search, trained
@@ -56,6 +58,24 @@ def test_baselines_train_what_is_not_there_yet(tmp_path: pathlib.Path, monkeypat
         baselines.baselines(options(tmp_path, learning_rate=1.0))
     with pytest.raises(ValueError, match="image_size differ"):
         baselines.baselines(options(tmp_path, image_size=64))
+
+
+@pytest.mark.skipif(lanes._ON_CPU < 2, reason="one core trains one at a time")
+def test_a_baseline_is_kept_while_one_before_it_still_trains(tmp_path: pathlib.Path, monkeypatch):
+    first = lower(dataclasses.replace(sampling.sample("test", 0, image_size=16), C=16), 10, 16)
+
+    def train(network, dataset, recipe, noise):
+        for _ in range(600 if network.num_parameters == first.num_parameters else 0):
+            if len((tmp_path / "sgd.jsonl").read_text().splitlines()) == 3:
+                break
+            time.sleep(0.1)
+        else:
+            assert network.num_parameters != first.num_parameters, "the others are not kept"
+        return trained.Trained({1: 20.0}, 25.0, 0.01, 0.5, 1.0)
+
+    monkeypatch.setattr(baselines, "train_network", train)
+    monkeypatch.setattr(baselines, "predicted_top1", lambda *_: 15.0)
+    baselines.baselines(options(tmp_path, num_archs=3))
 
 
 def test_a_network_learns_on_the_executor():
