@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from ghn_jax.executor import run
+from ghn_jax.executor.compiler_options import options_for
 from ghn_jax.executor.program import Lowered
 from ghn_jax.graphs import batch
 from ghn_jax.images.resident import ImageDataset, normalize
@@ -56,12 +57,17 @@ def predict_flat(
     """The flat parameter vector that a GHN predicts for a network."""
     graphs = batch([encode(network.graph, config)])
     plan = make_plan(network, config, templates)
-    return _predict(config, templates, graphs.max_nodes, params, graphs.graphs, plan)
+    return _predictor()(config, templates, graphs.max_nodes, params, graphs.graphs, plan)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _predict(config, templates, max_nodes, params, graphs, plan):
-    return GHN(config).apply({"params": params}, graphs, max_nodes, plan, templates)
+@functools.cache
+def _predictor() -> Callable[..., Float[Array, "row 8"]]:
+    """Compiled as what runs once: a network is predicted once, and tested for far longer."""
+
+    def predict(config, templates, max_nodes, params, graphs, plan):
+        return GHN(config).apply({"params": params}, graphs, max_nodes, plan, templates)
+
+    return jax.jit(predict, static_argnums=(0, 1, 2), compiler_options=options_for("once"))
 
 
 def network_accuracy(
