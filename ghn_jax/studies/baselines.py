@@ -11,7 +11,7 @@ from ghn_jax.deepnets import sampling
 from ghn_jax.deepnets.image_sizes import check_image_size
 from ghn_jax.deepnets.lowering import lower
 from ghn_jax.evaluation import results
-from ghn_jax.evaluation.accuracy import network_accuracy, predict_flat
+from ghn_jax.evaluation.accuracy import NotFinite, network_accuracy, predict_flat
 from ghn_jax.executor import lanes
 from ghn_jax.executor.program import Lowered
 from ghn_jax.finetuning.recipe import Recipe
@@ -106,7 +106,12 @@ def baselines(options: BaselineOptions) -> None:
         done = train_architectures(options, recipe, options.split, indices, path, shown)
     rows = [done[str(index)] for index in indices]
     print(f"mean ± standard deviation (max) of {len(rows)} architectures -> {path}")
+    overflowing = [row["arch"] for row in rows if row["ghn_top1"] is None]
+    if overflowing:
+        print(f"note: not in the GHN's mean, since their logits are not finite: {', '.join(overflowing)}")
     for name, values in columns(rows).items():
+        if not values:
+            continue
         spread = statistics.stdev(values) if len(values) > 1 else 0.0
         print(f"{name:>16}  {statistics.fmean(values):.1f} ± {spread:.1f} ({max(values):.1f})")
 
@@ -114,15 +119,16 @@ def baselines(options: BaselineOptions) -> None:
 def columns(rows: list[Record]) -> dict[str, list[float]]:
     """The columns of the paper's table: accuracies that the GHN predicts, and after each tested epoch."""
     epochs = sorted(int(epoch) for epoch in rows[0]["top1"])
-    found = {"GHN": [row["ghn_top1"] for row in rows]}
+    found = {"GHN": [row["ghn_top1"] for row in rows if row["ghn_top1"] is not None]}
     return found | {f"SGD, {epoch} epochs": [row["top1"][str(epoch)] for row in rows] for epoch in epochs}
 
 
 def _line(record: Record) -> str:
     """How an architecture did."""
     trained = ", ".join(f"{epoch}: {value:.1f}" for epoch, value in record["top1"].items())
+    predicted = "not finite" if record["ghn_top1"] is None else f"{record['ghn_top1']:.1f} %"
     return (
-        f"{record['arch']:>8}  {record['parameters']:>10,} parameters  GHN {record['ghn_top1']:.1f} %  SGD by epoch "
+        f"{record['arch']:>8}  {record['parameters']:>10,} parameters  GHN {predicted}  SGD by epoch "
         f"{trained} %  {record['seconds']:.0f} s"
     )
 
@@ -190,10 +196,13 @@ def make_network(options: Training, split: str, index: int, dataset: Dataset) ->
 
 def predicted_top1(
     ghn: TrainedGHN, network: Lowered, dataset: Dataset, split: str, num_images: int | None = None
-) -> float:
-    """Accuracy with the parameters that a GHN predicts."""
+) -> float | None:
+    """Accuracy with the parameters that a GHN predicts; None if logits are not finite, as of networks without norms."""
     flat = predict_flat(ghn.config, ghn.params, network, deepnets_templates(ghn.config, dataset.image_size))
-    return network_accuracy(network, flat, dataset, split, num_images).top1
+    try:
+        return network_accuracy(network, flat, dataset, split, num_images).top1
+    except NotFinite:
+        return None
 
 
 def default_path(options: Training, name: str) -> pathlib.Path:

@@ -196,7 +196,8 @@ def _own(header: dict[str, Any], rows: Sequence[dict[str, Any]]) -> Truth:
         dict(zip(PROPERTIES, np.array(values, float).reshape(-1, len(PROPERTIES)).T, strict=True)),
         {
             "number of parameters": np.array([row["parameters"] for row in rows], float),
-            "accuracy by the GHN": np.array([row["ghn_top1"] for row in rows], float),
+            # None, of logits that are not finite, ranks last
+            "accuracy by the GHN": np.array([row["ghn_top1"] or 0.0 for row in rows], float),
         },
     )
 

@@ -94,7 +94,10 @@ def search(options: SearchOptions) -> None:
 
 
 def rank(options: SearchOptions, path: pathlib.Path, shown: Shown) -> dict[int, float]:
-    """Accuracy with predicted parameters on held-out images, by index; what the file has is not computed again."""
+    """Accuracy with predicted parameters on held-out images, by index: 0 for logits that are not finite.
+
+    What the file has is not computed again.
+    """
     shown.doing(f"loading {options.ckpt} and images")
     dataset = load(options.dataset, options.data_dir, options.image_size)
     ghn = pretrained.load(options.ckpt)
@@ -116,7 +119,7 @@ def rank(options: SearchOptions, path: pathlib.Path, shown: Shown) -> dict[int, 
     for _ in lanes.run_in_lanes(judge, len(waiting)):
         pass
     shown.say(f"{len(done)} of {options.num_archs} architectures ranked -> {path}")
-    return {index: done[str(index)]["top1"] for index in range(options.num_archs)}
+    return {index: done[str(index)]["top1"] or 0.0 for index in range(options.num_archs)}
 
 
 def draw(predicted: dict[int, float], accuracy: dict[int, float], best: set[int], path: pathlib.Path) -> None:

@@ -54,6 +54,12 @@ def test_baselines_train_what_is_not_there_yet(tmp_path: pathlib.Path, monkeypat
     baselines.baselines(options(tmp_path, num_archs=3))
     assert len(calls) == 3
     assert "SGD, 5 epochs  30.0 ± 0.0 (30.0)" in capsys.readouterr().out
+    monkeypatch.setattr(baselines, "predicted_top1", lambda *_: None)  # one that overflows stops nothing
+    baselines.baselines(options(tmp_path, num_archs=4))
+    said = capsys.readouterr().out
+    assert "since their logits are not finite: 3\n" in said and "GHN  15.0 ± 0.0 (15.0)" in said
+    assert "GHN not finite" in said
+    calls.pop()
     with pytest.raises(ValueError, match="learning_rate differ"):
         baselines.baselines(options(tmp_path, learning_rate=1.0))
     with pytest.raises(ValueError, match="image_size differ"):
