@@ -165,11 +165,6 @@ def meta_batch(
     )
 
 
-def narrowed(arch: Architecture) -> Architecture:
-    """The architecture with the fewest channels, as the draw `narrow` has it."""
-    return dataclasses.replace(arch, C=CHANNELS[0], fc_dim=FC_DIMS[0])
-
-
 class _Widths(NamedTuple):
     """From which size on networks are heavy, and of how many widths lighter ones have a choice."""
 
@@ -198,7 +193,7 @@ def _with_width(
     else:
         arch, capacity = stored[index], None
     if draw == "narrow":
-        return narrowed(arch)
+        return dataclasses.replace(arch, C=CHANNELS[0], fc_dim=FC_DIMS[0])
     wider = draw == "wider" and image_size != CIFAR_SIZE
     if capacity is None or wider:
         capacity = capacity_of(arch, 10, CIFAR_SIZE if wider else image_size)

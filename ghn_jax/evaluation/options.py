@@ -68,19 +68,17 @@ class EvaluateOptions:
     """Where compiled programs are kept between runs [~/.cache/ghn_jax/xla]."""
 
     def resolve(self) -> "EvaluateOptions":
-        """Expands paths.
+        """Checks them.
 
         Raises ValueError for an unknown name, a number out of range, an option that would have no effect, and a file
         that could not be written.
         """
-        changes = {name: v.expanduser() for name, v in vars(self).items() if isinstance(v, pathlib.Path)}
         options = dataclasses.replace(
             self,
             ckpt=str(expand_home("ckpt", pathlib.Path(self.ckpt)))
             if self.ckpt.startswith("~")
             else self.ckpt,
             dataset=self.dataset and absolute(self.dataset),
-            **changes,
         )
         check_range("num_archs", self.num_archs, 1)
         check_range("channels", self.channels, 16)

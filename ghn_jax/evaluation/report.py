@@ -2,6 +2,7 @@
 
 import pathlib
 import re
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -104,13 +105,17 @@ def _evaluate_split(options: EvaluateOptions, shown: Status) -> tuple[Summary, d
 
     missing = [(key, make) for key, make in selected if key not in done]
 
-    def tested(index: int) -> tuple[dict[str, Any], tuple[str, ...]] | NotFinite:
+    writing = threading.Lock()
+
+    def tested(index: int) -> dict[str, Any] | NotFinite:
         try:
             row, damaged_images = measured(*missing[index])
         except NotFinite as error:  # the others are evaluated all the same
             return error
-        results.append(path, row)  # now, though one before it may take long
-        return row, damaged_images
+        with writing:  # now, though one before it may take long
+            damage.add(damaged_images)
+            results.append(path, row)
+        return row
 
     def measured(key: str, make: Callable[[int, int], Lowered]) -> tuple[dict[str, Any], tuple[str, ...]]:
         described = f"architecture {key} of {options.split}"
@@ -150,8 +155,7 @@ def _evaluate_split(options: EvaluateOptions, shown: Status) -> tuple[Summary, d
                 failures[key] = outcome
                 shown.say(f"{key:>10}  not finite: no accuracy")
                 continue
-            done[key], damaged_images = outcome
-            damage.add(damaged_images)
+            done[key] = outcome
         row = done[key]
         shown.say(
             f"{key:>10}  {row['parameters']:>10,}  {row['top1']:>7.2f}  "

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import threading
 import zlib
 from collections.abc import Sequence
 from typing import Any
@@ -11,6 +12,8 @@ import jax
 import numpy as np
 
 from ghn_jax.runtime import outputs
+
+_ADDING = threading.Lock()
 
 COLUMNS = ("arch", "parameters", "top1", "top5", "predict_seconds")
 """What every line of an evaluation but the header has."""
@@ -70,9 +73,9 @@ def _damaged(path: pathlib.Path, number: int) -> ValueError:
 
 
 def append(path: pathlib.Path, record: dict[str, Any]) -> None:
-    """Adds the line of an architecture, in one piece: several threads may."""
-    with path.open("ab", buffering=0) as file:
-        file.write(f"{json.dumps(record)}\n".encode())
+    """Adds the line of an architecture; several threads may. Raises OSError, and adds nothing, for a full disk."""
+    with _ADDING, path.open("ab", buffering=0) as file:
+        outputs.append(file, f"{json.dumps(record)}\n".encode())
 
 
 def checksum(params: Any) -> str:

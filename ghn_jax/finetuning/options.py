@@ -57,11 +57,10 @@ class FinetuneOptions(Recipe):
     """Where compiled programs are kept between runs [~/.cache/ghn_jax/xla]."""
 
     def resolve(self) -> "FinetuneOptions":
-        """Expands paths, then checks."""
-        changes = {name: v.expanduser() for name, v in vars(self).items() if isinstance(v, pathlib.Path)}
+        """Expands the paths of starts, then checks."""
         starts = {name: getattr(self, name) for name in ("init", "compare")}
-        changes |= {name: _expanded(value) for name, value in starts.items() if value is not None}
-        options = dataclasses.replace(self, **changes)
+        given = {name: _expanded(value) for name, value in starts.items() if value is not None}
+        options = dataclasses.replace(self, **given)
         options.check()
         return options
 

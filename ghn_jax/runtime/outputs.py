@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import io
 import os
 import pathlib
 import tempfile
@@ -52,6 +53,20 @@ def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
     except BaseException:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
+        raise
+
+
+def append(file: io.FileIO, data: bytes) -> None:
+    """Adds all of `data` to the end of a file, or nothing when the disk is full; raises OSError.
+
+    The system may take a part of it without an error, to which the next line would be added.
+    """
+    end = file.seek(0, os.SEEK_END)
+    try:
+        while data:
+            data = data[file.write(data) :]
+    except OSError:
+        file.truncate(end)
         raise
 
 

@@ -168,7 +168,10 @@ def train_architectures(
 
     def train(place: int) -> Record:
         network = make_network(options, split, waiting[place], dataset)
-        trained = train_network(network, dataset, recipe, noise=options.noise)
+        try:
+            trained = train_network(network, dataset, recipe, noise=options.noise)
+        except ValueError as error:
+            raise ValueError(f"architecture {waiting[place]} of {split}: {error}") from error
         predicted = predicted_top1(ghn, network, dataset, "test")
         own = {"arch": str(waiting[place]), "parameters": network.num_parameters, "ghn_top1": predicted}
         record = own | trained.record()

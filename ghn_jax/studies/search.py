@@ -72,11 +72,10 @@ def search(options: SearchOptions) -> None:
     path = options.results or default_path(options, "search")
     with Status() as shown:
         predicted = rank(options, path.with_name(path.stem + "-ranking.jsonl"), shown)
-    order = sorted(predicted, key=lambda index: -predicted[index])
-    best = order[: options.top]
-    rest = np.random.default_rng(options.seed).permutation(order[options.top :])
-    drawn = [int(index) for index in rest[: options.top]]
-    with Status() as shown:
+        order = sorted(predicted, key=lambda index: -predicted[index])
+        best = order[: options.top]
+        rest = np.random.default_rng(options.seed).permutation(order[options.top :])
+        drawn = [int(index) for index in rest[: options.top]]
         done = train_architectures(options, recipe, SPLIT, [*best, *drawn], path, shown)
     accuracy = {index: _last(done[str(index)]) for index in [*best, *drawn]}
     for name, group in (("best by prediction", best), ("random", drawn)):

@@ -33,7 +33,7 @@ from ghn_jax.training.progress import Clock
 from ghn_jax.training.workdir import MetricsFile, locked
 
 _VAL_IMAGES = 10 * BATCH_SIZE
-"""Batches of held-out images that judge a checkpoint."""
+"""Held-out images that judge a checkpoint."""
 
 
 class NonFiniteLoss(ValueError):
@@ -319,16 +319,11 @@ def _before(checkpoints: RunCheckpoints, last_good_step: int, leads: bool) -> st
 def _validate(
     ghn_config: config.GHNConfig, params: Any, dataset: ImageDataset | StreamedDataset, options: TrainOptions
 ) -> float:
-    """Mean top-1 of the first architectures of the split val on the first held-out images.
-
-    Where the run draws narrow networks, these are narrow too: wider blocks would be compiled for this alone.
-    """
+    """Mean top-1 of the first architectures of the split val on the first held-out images."""
     templates = deepnets_templates(ghn_config, dataset.image_size)
 
     def top1(index: int) -> float:
         arch = sampling.sample("val", index, image_size=dataset.image_size)
-        if options.draw == "narrow":
-            arch = sampling.narrowed(arch)
         network = lower(arch, dataset.num_classes, dataset.image_size)
         flat = predict_flat(ghn_config, params, network, templates)
         return network_accuracy(

@@ -166,7 +166,6 @@ class TrainOptions:
         recipe = recipes.recipe(self.recipe or defaults["recipe"])
         defaults |= {name: getattr(recipe, name) for name in ("learning_rate", "weight_decay", "clip")}
         given: dict[str, Any] = {name: value for name, value in vars(self).items() if value is not None}
-        given |= {name: path.expanduser() for name, path in given.items() if isinstance(path, pathlib.Path)}
         if self.init is not None:  # a path means the same elsewhere
             path = expand_home("init", pathlib.Path(self.init))
             given["init"] = str(path.absolute()) if len(path.parts) > 1 or path.exists() else self.init

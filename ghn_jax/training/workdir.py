@@ -89,7 +89,7 @@ class MetricsFile:
             return
         text = json.dumps({name: _json(value) for name, value in values.items()}, allow_nan=False) + "\n"
         try:
-            self._file.write(text.encode())
+            outputs.append(self._file, text.encode())
         except OSError as error:
             raise OSError(
                 f"{self._path} cannot be written ({error.strerror}): make room, then start the same command again, "

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import resource
 
 import jax
 import jax.numpy as jnp
@@ -69,7 +70,8 @@ def test_refused_in_one_line(line: str):
 
 def test_home_is_expanded(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path):
     monkeypatch.setenv("HOME", str(tmp_path))
-    options = EvaluateOptions(ckpt="~/run", dataset="folder:~/x", results=pathlib.Path("~/r.jsonl")).resolve()
+    words = ["--ckpt=~/run", "--dataset=folder:~/x", "--results=~/r.jsonl"]
+    options = commands.parse(EvaluateOptions, words).resolve()
     assert (options.ckpt, options.results) == (f"{tmp_path}/run", tmp_path / "r.jsonl")
     assert options.dataset == f"folder:{tmp_path}/x"
 
@@ -214,3 +216,21 @@ def test_all_stages_of_training_are_told():
     info = {"dataset": "cifar10", "steps": 500, "before": {"dataset": "cifar10", "steps": 1500}}
     assert results.training(info) == "(trained for 1,500 + 500 steps on cifar10)"
     assert results.training({}) == "(training unknown)"
+
+
+def test_a_line_that_does_not_fit_on_the_disk_leaves_no_part_of_it(tmp_path: pathlib.Path):
+    path = tmp_path / "results.jsonl"
+    results.open_results(path, HEADER)
+    results.append(path, ROW)
+    whole, limits = path.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(
+        resource.RLIMIT_FSIZE, (len(whole) + 10, limits[1])
+    )  # the system takes ten bytes, as if it
+    try:  # were full then: it raises nothing for these
+        with pytest.raises(OSError):
+            results.append(path, ROW)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert path.read_bytes() == whole
+    results.append(path, ROW | {"arch": "1"})
+    assert results.open_results(path, HEADER) == {"0": ROW, "1": ROW | {"arch": "1"}}

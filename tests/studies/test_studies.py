@@ -66,6 +66,15 @@ def test_baselines_train_what_is_not_there_yet(tmp_path: pathlib.Path, monkeypat
         baselines.baselines(options(tmp_path, image_size=64))
 
 
+def test_the_architecture_that_diverges_is_named(tmp_path: pathlib.Path, monkeypatch):
+    def train(network, dataset, recipe, noise):
+        raise ValueError("`loss` (=nan) is not finite at step 3: lower `learning_rate` (=0.025)")
+
+    monkeypatch.setattr(baselines, "train_network", train)
+    with pytest.raises(ValueError, match=r"architecture 0 of test: `loss` \(=nan\) .* lower `learning_rate`"):
+        baselines.baselines(options(tmp_path, num_archs=1))
+
+
 @pytest.mark.skipif(lanes._ON_CPU < 2, reason="one core trains one at a time")
 def test_a_baseline_is_kept_while_one_before_it_still_trains(tmp_path: pathlib.Path, monkeypatch):
     first = lower(dataclasses.replace(sampling.sample("test", 0, image_size=16), C=16), 10, 16)
