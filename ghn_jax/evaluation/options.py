@@ -159,8 +159,16 @@ def open_images(options: EvaluateOptions, info: dict[str, Any]) -> tuple[str, Im
 
 
 def count_images(options: EvaluateOptions, dataset: ImageDataset | StreamedDataset) -> int:
-    """How many images are tested on; ValueError if --num_images are more than there are."""
+    """How many images are tested on; ValueError if there are too few, or fewer than --num_images."""
     available = len(dataset.val if options.split == "val" else dataset.test)
+    if available < BATCH_SIZE:
+        raise ValueError(
+            f"`dataset` (={options.dataset or 'that of its training'}) has {available} images to test on, and norms "
+            f"take the statistics of {BATCH_SIZE}: give a --dataset with as many"
+        )
     if options.num_images is not None and options.num_images > available:
-        raise ValueError(f"`num_images` (={options.num_images}) are more than the {available} that there are")
+        raise ValueError(
+            f"`num_images` (={options.num_images}) are more than the {available} that there are: lower it, or leave it "
+            "out"
+        )
     return options.num_images or available

@@ -74,8 +74,14 @@ def _damaged(path: pathlib.Path, number: int) -> ValueError:
 
 def append(path: pathlib.Path, record: dict[str, Any]) -> None:
     """Adds the line of an architecture; several threads may. Raises OSError, and adds nothing, for a full disk."""
-    with _ADDING, path.open("ab", buffering=0) as file:
-        outputs.append(file, f"{json.dumps(record)}\n".encode())
+    try:
+        with _ADDING, path.open("ab", buffering=0) as file:
+            outputs.append(file, f"{json.dumps(record)}\n".encode())
+    except OSError as error:
+        raise OSError(
+            f"{path} cannot be written ({error.strerror}): make room, then start the same command again, which goes on "
+            "where it stopped"
+        ) from error
 
 
 def checksum(params: Any) -> str:

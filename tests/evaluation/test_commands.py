@@ -1,5 +1,6 @@
 """What evaluate.py says to options that are wrong, would have no effect, or name what cannot be written."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -19,7 +20,7 @@ from ghn_jax.evaluation import report, results
 from ghn_jax.evaluation.accuracy import NotFinite, accuracy
 from ghn_jax.evaluation.options import EvaluateOptions, count_images
 from ghn_jax.images.loading import load
-from ghn_jax.images.resident import ImageDataset
+from ghn_jax.images.resident import ImageDataset, ImageSplit
 from ghn_jax.runtime import commands, outputs
 
 REFUSED = {
@@ -138,6 +139,10 @@ def test_accuracy_on_part_of_the_images():
     np.testing.assert_allclose(part.top1, 100 * np.mean(np.asarray(digits.test.labels[:100]) == 3), rtol=1e-6)
     with pytest.raises(ValueError, match=r"`num_images` \(=361\) are more than the 360"):
         count_images(EvaluateOptions(num_images=361), digits)
+    test = ImageSplit(digits.test.images[:63], digits.test.labels[:63])
+    few = dataclasses.replace(digits, test=test)
+    with pytest.raises(ValueError, match=r"`dataset` \(=mine\) has 63 images to test on.*give a --dataset"):
+        count_images(EvaluateOptions(dataset="mine"), few)
 
 
 def test_networks_without_finite_parameters_are_an_error_when_the_others_are_done(
@@ -227,7 +232,7 @@ def test_a_line_that_does_not_fit_on_the_disk_leaves_no_part_of_it(tmp_path: pat
         resource.RLIMIT_FSIZE, (len(whole) + 10, limits[1])
     )  # the system takes ten bytes, as if it
     try:  # were full then: it raises nothing for these
-        with pytest.raises(OSError):
+        with pytest.raises(OSError, match=r"results.jsonl cannot be written \(.*\): make room"):
             results.append(path, ROW)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
