@@ -39,9 +39,8 @@ _UNOPTIMISED: Options = {
     # for what runs once
     "xla_backend_optimization_level": "0"
 }
-_GPU: Options = {
-    # trying all ways of a convolution or product takes longer than a network's blocks, which Python starts one by one,
-    # would gain
+_NOT_TRIED: Options = {
+    # trying all ways of a product takes longer than a network's blocks, which Python starts one by one, would gain
     "xla_gpu_autotune_level": "0"
 }
 _MOSTLY_FUSIONS = (blocks.DepthwiseConvolution, blocks.Pool, blocks.TokenMLP)
@@ -54,7 +53,9 @@ def options_for(program: Block | Literal["ghn", "fused", "once"]) -> Options:
     """
     if not on_cpu():
         on_gpu = jax.default_backend() in ("gpu", "cuda", "rocm")
-        return {name: value for name, value in _GPU.items() if on_gpu and _knows(name, value)}
+        # what a GPU takes for a convolution untried can be 300 times slower than the best
+        untried = on_gpu and program != "fused" and not _is_dense_convolution(program)
+        return {name: value for name, value in _NOT_TRIED.items() if untried and _knows(name, value)}
     options = _COMMON
     if program != "fused":
         options = options | _ONE_MODULE
@@ -65,6 +66,10 @@ def options_for(program: Block | Literal["ghn", "fused", "once"]) -> Options:
         if program == "once":
             options = options | _UNOPTIMISED
     return {name: value for name, value in options.items() if _knows(name, value)}
+
+
+def _is_dense_convolution(program: Block | str) -> bool:
+    return isinstance(program, blocks.Convolution) and program.kernel != (1, 1)
 
 
 @functools.cache

@@ -11,12 +11,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.core
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from ghn_jax.executor import blocks
 from ghn_jax.executor.blocks import Block
 from ghn_jax.executor.compiler_options import options_for
 from ghn_jax.executor.program import IMAGE, Instruction
+from ghn_jax.graphs import next_size
 
 Program = Sequence[Instruction]
 Flat = Float[Array, "..."]
@@ -63,7 +65,10 @@ def load_weights(program: Program, flat: Flat) -> list[Array]:
         raise ValueError(
             f"`flat` has {flat.size} places and the program needs {needed}: see Lowered.flat_size"
         )
-    return [_cut(flat, i.offset, blocks.piece_size(i.block)) for i in program]
+    at = _Offsets(program, flat)
+    nothing = _cut(flat, *at[0], 0)
+    sizes = [blocks.piece_size(i.block) for i in program]
+    return [_cut(flat, *at[n], size) if size else nothing for n, size in enumerate(sizes)]
 
 
 def forward(program: Program, weights: Sequence[Array], images: Images) -> Logits:
@@ -108,18 +113,20 @@ def loss_and_gradient(
     output = program[-1].output
     loss, out, gradient = _loss(registers[output], labels, label_smoothing)
     gradients, pieces = {output: gradient}, []
-    for instruction, w in zip(reversed(program), reversed(weights), strict=True):
+    for n, instruction, w in zip(
+        reversed(range(len(program))), reversed(program), reversed(weights), strict=True
+    ):
         del registers[instruction.output]
         g = gradients.pop(instruction.output)
         dw, dxs = pull_back(instruction.block, w, g, _inputs(instruction, registers, dropout_key))
         if instruction.block.shapes:
-            pieces.append((dw, instruction.offset))
+            pieces.append((dw, n))
         for r, dx in zip(instruction.inputs, dxs, strict=False):
             if r != IMAGE:
                 gradients[r] = _add(gradients[r], dx) if r in gradients else dx
-    flat_gradient = jnp.zeros(flat.shape, flat.dtype)
-    for dw, offset in reversed(pieces):  # in order: a piece covers what is too long of the one before
-        flat_gradient = _paste(flat_gradient, dw, offset)
+    flat_gradient, at = jnp.zeros_like(flat), _Offsets(program, flat)
+    for dw, n in reversed(pieces):  # in order: a piece covers what is too long of the one before
+        flat_gradient = _paste(flat_gradient, dw, *at[n])
     return Outcome(loss, out, flat_gradient)
 
 
@@ -241,14 +248,43 @@ def _loss(out: Logits, labels: Array, label_smoothing: float) -> tuple[Array, Lo
     return loss, wide, gradient.astype(out.dtype)
 
 
-@functools.partial(jax.jit, static_argnums=2)
-def _cut(flat: Flat, offset: int, size: int) -> Array:
-    return jax.lax.dynamic_slice(flat.reshape(-1), (offset,), (size,))
+@functools.partial(jax.jit, static_argnums=3)
+def _cut(flat: Flat, offsets: Array, n: Array, size: int) -> Array:
+    return jax.lax.dynamic_slice(flat.reshape(-1), (_pick(offsets, n),), (size,))
 
 
 @functools.partial(jax.jit, donate_argnums=0)
-def _paste(flat: Flat, piece: Array, offset: int) -> Flat:
-    return jax.lax.dynamic_update_slice(flat.reshape(-1), piece, (offset,)).reshape(flat.shape)
+def _paste(flat: Flat, piece: Array, offsets: Array, n: Array) -> Flat:
+    return jax.lax.dynamic_update_slice(flat.reshape(-1), piece, (_pick(offsets, n),)).reshape(flat.shape)
+
+
+def _pick(offsets: Array, n: Array) -> Array:
+    return jax.lax.dynamic_index_in_dim(offsets, n, keepdims=False)
+
+
+class _Offsets:
+    """Where the pieces of a program's instructions begin: for number n, arrays of which `_pick` makes the place.
+
+    Offsets are sent to the device of the flat vector at once, and the numbers stay there: a number of Python would be
+    sent by every start of a program, and that takes a GPU twice as long as the start.
+    """
+
+    def __init__(self, program: Program, flat: Flat):
+        self._offsets: Any = np.zeros(next_size(len(program), start=64), np.int32)  # few shapes are compiled
+        self._offsets[: len(program)] = [i.offset for i in program]
+        self._device = None
+        if not isinstance(flat, jax.core.Tracer) and len(flat.devices()) == 1:
+            (self._device,) = flat.devices()
+            self._offsets = jax.device_put(self._offsets, self._device)
+
+    def __getitem__(self, n: int) -> tuple[Any, Any]:
+        return self._offsets, n if self._device is None else _number(n, self._device)
+
+
+@functools.cache
+def _number(n: int, device: Any) -> Array:
+    with jax.ensure_compile_time_eval():  # it is kept, also if a larger program is being traced
+        return jax.device_put(np.int32(n), device)
 
 
 @jax.jit
