@@ -10,7 +10,7 @@ import io
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,9 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, Int32, PRNGKeyArray, UInt8
 
+from ghn_jax.images.examples import DamagedImage
 from ghn_jax.images.identity import Identity
+from ghn_jax.images.tfds_directories import TfdsSource, open_tfds
 from ghn_jax.runtime.errors import check_directory, unknown_name
 from ghn_jax.runtime.extras import extra
 
@@ -207,11 +209,14 @@ def _load_cifar10(data_dir: str | None) -> ImageDataset:
     shards = Path(data_dir, "cifar10", CIFAR10_VERSION, "cifar10-*.array_record-*")
     if not list(shards.parent.glob(shards.name)):
         raise ValueError(f"`data_dir` (={data_dir!r}) lacks {shards}: {remedy}")
-    training, classes = _read_cifar10(data_dir, "train")
+    found = open_tfds(f"cifar10:{CIFAR10_VERSION}", data_dir, renamed=False)
+    training, test = (
+        _in_order(cast(TfdsSource, found.splits[split]), data_dir) for split in ("train", "test")
+    )
     train, val = _hold_out(training)
     return ImageDataset(
         name="cifar10",
-        classes=classes,
+        classes=found.classes,
         image_size=32,
         mean=(0.49139968, 0.48215827, 0.44653124),
         std=(0.24703233, 0.24348505, 0.26158768),
@@ -219,26 +224,26 @@ def _load_cifar10(data_dir: str | None) -> ImageDataset:
         pad=4,
         train=train,
         val=val,
-        test=_read_cifar10(data_dir, "test")[0],
+        test=test,
     )
 
 
-def _read_cifar10(data_dir: str, split: str) -> tuple[ImageSplit, tuple[str, ...]]:
-    """One TFDS split, in the order of the original files; and the names of the classes."""
+def _in_order(source: TfdsSource, data_dir: str) -> ImageSplit:
+    """A split of CIFAR-10, in the order of the original files.
+
+    TFDS stores examples shuffled; their ids number them in that order.
+    """
     with extra("train"):
-        import tensorflow_datasets as tfds  # slow to import, and other data sets do without
-        from PIL import Image
-
-    # Decoding images here, not in TFDS, avoids its warning that OpenCV is not installed.
-    decoders = {"image": tfds.decode.SkipDecoding()}
-    source: Any = tfds.data_source(
-        f"cifar10:{CIFAR10_VERSION}", split=split, data_dir=data_dir, decoders=decoders, download=False
-    )
-    # TFDS stores examples shuffled; their ids number them in the order of the original files.
-    examples = sorted(source.__getitems__(range(len(source))), key=lambda example: example["id"])
-    images = [np.asarray(Image.open(io.BytesIO(example["image"]))) for example in examples]
+        from PIL import Image  # other data sets do without
+    try:
+        examples = sorted(source.all(), key=lambda example: example["id"])
+        images = [np.asarray(Image.open(io.BytesIO(example["image"]))) for example in examples]
+    except (DamagedImage, OSError) as error:
+        raise ValueError(
+            f"`data_dir` (={data_dir!r}) has a damaged cifar10 ({error}): copy or prepare it again"
+        ) from error
     labels = np.array([example["label"] for example in examples], np.int32)
-    return ImageSplit(np.stack(images), labels), tuple(source.dataset_info.features["label"].names)
+    return ImageSplit(np.stack(images), labels)
 
 
 def _load_digits() -> ImageDataset:

@@ -41,6 +41,13 @@ class TfdsSource:
         except Exception as error:  # array_record, protobuf and TFDS each have their own for damaged bytes
             raise DamagedImage(f"record {index}: {' '.join(str(error).split())}") from error
 
+    def all(self) -> list[dict[str, Any]]:
+        """All records, which must fit in memory; DamagedImage if one cannot be read."""
+        try:
+            return self._records.__getitems__(range(len(self)))
+        except Exception as error:
+            raise DamagedImage(f"a record of {self._split}: {' '.join(str(error).split())}") from error
+
     def labelled(self) -> bool:
         """Whether its images have labels."""
         try:

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 
 from ghn_jax.deepnets.architectures import Architecture, Genotype
 from ghn_jax.deepnets.lowering import lower
-from ghn_jax.executor import run
+from ghn_jax.executor import compiler_options, run
+from ghn_jax.executor.blocks import Attention, Convolution
 from ghn_jax.executor.warm_up import WarmUp
 from ghn_jax.training.pmapped import replicate
 
@@ -41,3 +42,14 @@ def test_what_is_left_is_told():
     for job in jobs[1:]:
         job.set_result(None)
     assert warm_up.compiling == ""
+
+
+def test_on_a_gpu_ways_are_tried_of_dense_convolutions_alone(monkeypatch):
+    """Untried, XLA takes one that is up to 300 times slower; of all blocks it would take minutes."""
+    monkeypatch.setattr(compiler_options, "on_cpu", lambda: False)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(compiler_options, "_knows", lambda name, value: True)
+    dense, pointwise = (Convolution(kernel, 32, 32) for kernel in ((3, 3), (1, 1)))
+    untried = {"xla_gpu_autotune_level": "0"}
+    assert [compiler_options.options_for(p) for p in (dense, "fused")] == [{}, {}]
+    assert [compiler_options.options_for(p) for p in (pointwise, Attention(32, 32), "ghn")] == [untried] * 3

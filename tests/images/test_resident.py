@@ -83,6 +83,22 @@ def test_prepared_cifar10_reads_back_bit_exact(tmp_path, monkeypatch, capfd):
     assert [path.name for path in (tmp_path / "tfds/cifar10").iterdir()] == ["3.0.2"]
 
 
+def test_a_copy_of_cifar10_that_is_not_whole_is_refused(tmp_path):
+    write_archive(tmp_path / "archive.tar.gz")
+    images.prepare_cifar10(tmp_path / "tfds", tmp_path / "archive.tar.gz")
+    shard = tmp_path / "tfds/cifar10/3.0.2/cifar10-test.array_record-00000-of-00001"
+    whole = shard.read_bytes()
+    middle = len(whole) // 2
+    shard.write_bytes(whole[:middle] + bytes(100) + whole[middle + 100 :])
+    with pytest.raises(ValueError, match=r"`data_dir` .*damaged cifar10 .*: copy or prepare it again"):
+        resident.load("cifar10", str(tmp_path / "tfds"))
+    shard.unlink()
+    with pytest.raises(
+        ValueError, match=r"lacks 1 of 1 files of its split 'test', as cifar10-test\.array_record"
+    ):
+        resident.load("cifar10", str(tmp_path / "tfds"))
+
+
 def as_tuple(split: resident.ImageSplit) -> tuple[np.ndarray, np.ndarray]:
     return split.images, split.labels
 
