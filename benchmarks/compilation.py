@@ -54,13 +54,19 @@ def main(num: int = 100, steps: int = 30, batch: int = 64, runs: int = 3) -> Non
         per_network = count / len(networks)
         for function, arguments in functions(block, shapes):
             pair = [measure(function, arguments, o, runs, per_network) for o in ({}, options_for(block))]
-            costs[type(block).__name__].append((pair[0], pair[1]))
+            costs[kind(block)].append((pair[0], pair[1]))
     print(
         "| block | functions | compile, s | ours | on all cores, s | ours | run, ms | ours |\n|" + "---|" * 8
     )
     for name, pairs in sorted(costs.items()):
         print_row(name, pairs)
     print_row("all", [pair for pairs in costs.values() for pair in pairs])
+
+
+def kind(block: blocks.Block) -> str:
+    """The name of a row; 1x1 convolutions are products of matrices, apart from the others."""
+    dense = isinstance(block, blocks.Convolution) and block.kernel != (1, 1)
+    return "Convolution, dense" if dense else type(block).__name__
 
 
 def functions(
