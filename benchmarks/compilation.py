@@ -65,7 +65,7 @@ def main(num: int = 100, steps: int = 30, batch: int = 64, runs: int = 3) -> Non
 
 def kind(block: blocks.Block) -> str:
     """The name of a row; 1x1 convolutions are products of matrices, apart from the others."""
-    dense = isinstance(block, blocks.Convolution) and block.kernel != (1, 1)
+    dense = isinstance(block, blocks.Convolution) and not block.is_product
     return "Convolution, dense" if dense else type(block).__name__
 
 

@@ -66,6 +66,11 @@ class Convolution:
     of_image: bool = False
 
     @property
+    def is_product(self) -> bool:
+        """Whether it is a product of two matrices, pixel by pixel."""
+        return self.kernel == (1, 1)
+
+    @property
     def shapes(self) -> tuple[Shape, ...]:
         """The kernel, HWIO."""
         return ((*self.kernel, self.inputs, self.outputs),)

@@ -54,7 +54,8 @@ def options_for(program: Block | Literal["ghn", "fused", "once"]) -> Options:
     if not on_cpu():
         on_gpu = jax.default_backend() in ("gpu", "cuda", "rocm")
         # what a GPU takes for a convolution untried can be 300 times slower than the best
-        untried = on_gpu and program != "fused" and not _is_dense_convolution(program)
+        convolves = isinstance(program, blocks.Convolution) and not program.is_product
+        untried = on_gpu and program != "fused" and not convolves
         return {name: value for name, value in _NOT_TRIED.items() if untried and _knows(name, value)}
     options = _COMMON
     if program != "fused":
@@ -66,10 +67,6 @@ def options_for(program: Block | Literal["ghn", "fused", "once"]) -> Options:
         if program == "once":
             options = options | _UNOPTIMISED
     return {name: value for name, value in options.items() if _knows(name, value)}
-
-
-def _is_dense_convolution(program: Block | str) -> bool:
-    return isinstance(program, blocks.Convolution) and program.kernel != (1, 1)
 
 
 @functools.cache

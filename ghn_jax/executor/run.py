@@ -60,15 +60,7 @@ def load_weights(program: Program, flat: Flat) -> list[Array]:
 
     Raises ValueError if the vector is too short.
     """
-    needed = max(i.offset + blocks.piece_size(i.block) for i in program)
-    if flat.size < needed:
-        raise ValueError(
-            f"`flat` has {flat.size} places and the program needs {needed}: see Lowered.flat_size"
-        )
-    at = _Offsets(program, flat)
-    nothing = _cut(flat, *at[0], 0)
-    sizes = [blocks.piece_size(i.block) for i in program]
-    return [_cut(flat, *at[n], size) if size else nothing for n, size in enumerate(sizes)]
+    return _pieces(program, flat, _Offsets(program, flat))
 
 
 def forward(program: Program, weights: Sequence[Array], images: Images) -> Logits:
@@ -103,7 +95,8 @@ def loss_and_gradient(
     """
     if dropout_key is None:
         program = without_dropout(program)
-    weights = load_weights(program, flat)
+    at = _Offsets(program, flat)
+    weights = _pieces(program, flat, at)
     registers = {IMAGE: images}
     for instruction, w in zip(program, weights, strict=True):
         registers[instruction.output] = forward_block(
@@ -113,9 +106,8 @@ def loss_and_gradient(
     output = program[-1].output
     loss, out, gradient = _loss(registers[output], labels, label_smoothing)
     gradients, pieces = {output: gradient}, []
-    for n, instruction, w in zip(
-        reversed(range(len(program))), reversed(program), reversed(weights), strict=True
-    ):
+    for n in reversed(range(len(program))):
+        instruction, w = program[n], weights[n]
         del registers[instruction.output]
         g = gradients.pop(instruction.output)
         dw, dxs = pull_back(instruction.block, w, g, _inputs(instruction, registers, dropout_key))
@@ -124,7 +116,7 @@ def loss_and_gradient(
         for r, dx in zip(instruction.inputs, dxs, strict=False):
             if r != IMAGE:
                 gradients[r] = _add(gradients[r], dx) if r in gradients else dx
-    flat_gradient, at = jnp.zeros_like(flat), _Offsets(program, flat)
+    flat_gradient = jnp.zeros_like(flat)
     for dw, n in reversed(pieces):  # in order: a piece covers what is too long of the one before
         flat_gradient = _paste(flat_gradient, dw, *at[n])
     return Outcome(loss, out, flat_gradient)
@@ -194,6 +186,12 @@ def pull_back(block: Block, w: Array, g: Array, inputs: list[Array]) -> tuple[Ar
 def forward_block(block: Block, w: Array, *inputs: Array) -> Array:
     """The output of a block, given its piece of the flat vector."""
     return _call(blocks.apply, block, w, *inputs)
+
+
+def _pieces(program: Program, flat: Flat, at: "_Offsets") -> list[Array]:
+    nothing = _cut(flat, *at[0], 0)
+    sizes = [blocks.piece_size(i.block) for i in program]
+    return [_cut(flat, *at[n], size) if size else nothing for n, size in enumerate(sizes)]
 
 
 # -- compiled functions: one program per block (or size) and shape of its arrays --------------------------------
@@ -267,9 +265,16 @@ class _Offsets:
 
     Offsets are sent to the device of the flat vector at once, and the numbers stay there: a number of Python would be
     sent by every start of a program, and that takes a GPU twice as long as the start.
+
+    Raises ValueError if the vector is too short.
     """
 
     def __init__(self, program: Program, flat: Flat):
+        needed = max(i.offset + blocks.piece_size(i.block) for i in program)
+        if flat.size < needed:
+            raise ValueError(
+                f"`flat` has {flat.size} places and the program needs {needed}: see Lowered.flat_size"
+            )
         self._offsets: Any = np.zeros(next_size(len(program), start=64), np.int32)  # few shapes are compiled
         self._offsets[: len(program)] = [i.offset for i in program]
         self._device = None

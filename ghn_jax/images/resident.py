@@ -210,6 +210,11 @@ def _load_cifar10(data_dir: str | None) -> ImageDataset:
     if not list(shards.parent.glob(shards.name)):
         raise ValueError(f"`data_dir` (={data_dir!r}) lacks {shards}: {remedy}")
     found = open_tfds(f"cifar10:{CIFAR10_VERSION}", data_dir, renamed=False)
+    lacking = sorted({"train", "test"} - found.splits.keys())
+    if lacking:
+        raise ValueError(
+            f"`data_dir` (={data_dir!r}) has a cifar10 without the split {lacking[0]!r}: {remedy}"
+        )
     training, test = (
         _in_order(cast(TfdsSource, found.splits[split]), data_dir) for split in ("train", "test")
     )
