@@ -35,6 +35,10 @@ are large, as GHN-3 is; or of 32 channels, and only the lighter half."""
 _NARROW_WORK = 70e6
 """Multiply-adds (`Lowered.work`) of a network of 32 channels on an image of 32 x 32: the median of the split train."""
 
+_NARROW_PLACES = 1 << 20
+"""Places of its flat parameter vector: one network in 30 of those as light has more, and the decoder would be compiled
+for vectors of another size too."""
+
 
 class Split(NamedTuple):
     """The rules of one split.
@@ -136,7 +140,9 @@ def meta_batch(
     Raises ValueError if `size` is so large that the graphs can hardly fit, and if no architecture is light enough.
     """
     rng = np.random.default_rng((seed, len(_STREAM), step))
-    heaviest = _NARROW_WORK * (image_size / CIFAR_SIZE) ** 2 if draw == "narrow" else math.inf
+    heaviest, longest = math.inf, math.inf
+    if draw == "narrow":
+        heaviest, longest = _NARROW_WORK * (image_size / CIFAR_SIZE) ** 2, _NARROW_PLACES
     count = SPLITS["train"].size if stored is None else len(stored)
     for _ in range(1000):
         indices = [int(i) for i in rng.integers(count, size=size)]
@@ -145,7 +151,7 @@ def meta_batch(
             for _ in range(1000):
                 arch = _with_width(rng, seed, index, image_size, stored, draw)
                 network = lower(arch, num_classes, image_size)
-                if network.work <= heaviest:
+                if network.work <= heaviest and network.flat_size <= longest:
                     break
                 indices[place] = index = int(rng.integers(count))
             else:

@@ -163,7 +163,8 @@ def meta_step(
         own = ghn.pull_back(state.params, nodes, np.int32(number), slot.plans, flat_gradient)
         gradients = ghn.add(gradients, np.int32(number), own)
     gradients, losses, hits = step.collect(gradients, scores, batch.places)
-    return *ghn.update(state, graphs, gradients, losses, hits, max_nodes=batch.max_nodes), memory
+    gradient = ghn.pull_back_nodes(state.params, graphs, gradients, max_nodes=batch.max_nodes)
+    return *ghn.update(state, gradient, losses, hits), memory
 
 
 def prepare(

@@ -100,13 +100,17 @@ class GHNStep(NamedTuple):
       decode: (params, nodes, slot, plan) -> flat parameter vectors of the networks in a slot.
       pull_back: (params, nodes, slot, plan, gradient of the flat vectors) -> gradients of the networks in a slot.
       add: (gradients, slot, those of the networks in it) -> gradients.
-      update: (state, graphs, gradients, losses, hits, max_nodes=...) -> state, metrics.
+      pull_back_nodes: (params, graphs, gradients, max_nodes=...) -> gradient of all weights, summed over networks
+        of a device.
+      update: (state, that gradient, losses, hits) -> state, metrics. It takes longest to compile, and takes no graphs,
+        so that it is compiled once for all meta-batches.
     """
 
     embed: Pmapped
     decode: Pmapped
     pull_back: Pmapped
     add: Pmapped
+    pull_back_nodes: Pmapped
     update: Pmapped
 
     def to_compile(self, state: TrainState, batch: PreparedBatch) -> list[Program]:
@@ -118,10 +122,9 @@ class GHNStep(NamedTuple):
         one, losses = np.int32(0), np.zeros((len(batch.networks[0]), len(batch.plans)), np.float32)
         embed = self.embed.program(state.params, batch.graphs, max_nodes=batch.max_nodes)
         nodes, gradients = embed.results
-        update = self.update.program(
-            state, batch.graphs, gradients, losses, losses, max_nodes=batch.max_nodes
-        )
-        programs = [update, embed]  # about longest first
+        whole = self.pull_back_nodes.program(state.params, batch.graphs, gradients, max_nodes=batch.max_nodes)
+        update = self.update.program(state, whole.results, losses, losses)
+        programs = [update, whole, embed]  # about longest first
         for plan in batch.plans:
             decode = self.decode.program(state.params, nodes, one, plan)
             pull_back = self.pull_back.program(state.params, nodes, one, plan, decode.results)
@@ -170,10 +173,12 @@ def make_ghn_step(
         decoder = jax.tree.map(jnp.add, gradients.decoder, own.decoder)
         return Gradients(decoder, gradients.nodes.at[slot].add(own.nodes))
 
-    def update(state, graphs, gradients, losses, hits, *, max_nodes):
-        _, vjp = jax.vjp(lambda params: node_embeddings(params, graphs, max_nodes), state.params)
+    def pull_back_nodes(params, graphs, gradients, *, max_nodes):
+        _, vjp = jax.vjp(lambda params: node_embeddings(params, graphs, max_nodes), params)
         (gradient,) = vjp(gradients.nodes[:, :max_nodes])
-        gradient |= {"decoder": jax.tree.map(jnp.add, gradient["decoder"], gradients.decoder)}
+        return gradient | {"decoder": jax.tree.map(jnp.add, gradient["decoder"], gradients.decoder)}
+
+    def update(state, gradient, losses, hits):
         gradient = jax.tree.map(lambda g: jax.lax.pmean(g / len(losses), AXIS), gradient)
         if recipe.network_clip is not None:  # a network that blew up is left out
             losses = jnp.where(jnp.isfinite(losses), losses, jnp.nan)
@@ -188,6 +193,7 @@ def make_ghn_step(
         decode=pmap(decode, in_axes=(0, 0, None, 0)),
         pull_back=pmap(pull_back, in_axes=(0, 0, None, 0, 0)),
         add=pmap(add, in_axes=(0, None, 0), donate_argnums=0),
+        pull_back_nodes=pmap(pull_back_nodes),
         update=pmap(update),
     )
 
@@ -280,8 +286,8 @@ def meta_step(
         gradients = ghn.add(gradients, np.int32(slot), outcome.gradients)
         losses.append(outcome.losses)
         hits.append(outcome.hits)
-    scores = _by_device(losses), _by_device(hits)
-    return ghn.update(state, graphs, gradients, *scores, max_nodes=batch.max_nodes)
+    gradient = ghn.pull_back_nodes(state.params, graphs, gradients, max_nodes=batch.max_nodes)
+    return ghn.update(state, gradient, _by_device(losses), _by_device(hits))
 
 
 class _SlotOutcome(NamedTuple):

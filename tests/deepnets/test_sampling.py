@@ -175,6 +175,8 @@ def test_narrow_draw_is_light_and_a_function_of_the_step():
     assert max(network.work for network in drawn.networks) <= 70e6
     for index, arch in zip(drawn.indices, drawn.architectures, strict=True):
         assert arch == dataclasses.replace(sample("train", index), C=CHANNELS[0], fc_dim=FC_DIMS[0])
+    drawn = meta_batch(0, 8, 4, image_size=16, draw="narrow")
+    assert max(network.flat_size for network in drawn.networks) <= 1 << 20  # else one of 1,670,000
 
 
 def test_narrow_draw_of_heavy_architectures_is_refused():

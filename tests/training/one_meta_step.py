@@ -69,6 +69,10 @@ def main(path: str, devices: str, coordinator: str | None = None, *who: str) -> 
             jax.random.key(1),
         )
         compile_left += [len(ghn.to_compile(state, batch)) if num_processes is None else -1]
+        if num_processes is None:
+            deep = lower(dataclasses.replace(NETWORKS[0], n_cells=40))
+            larger = prepare.prepare((deep, *networks[1:]), preset, used, len(everywhere), own)
+            compile_left.append(len(ghn.to_compile(state, larger)))
         if jax.process_index() == 0:
             momentum = next(s.mu for s in jax.tree.leaves(state.opt_state, is_leaf=_has_mu) if _has_mu(s))
             gradient = np.concatenate([np.ravel(leaf[0]) for leaf in jax.tree.leaves(momentum)])

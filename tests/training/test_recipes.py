@@ -14,7 +14,7 @@ from ghn_jax.deepnets.lowering import lower
 from ghn_jax.models.config import GHNConfig, preset
 from ghn_jax.models.full_rank import decode_positions
 from ghn_jax.models.ghn import init_params
-from ghn_jax.models.templates import deepnets_templates, make_plan
+from ghn_jax.models.templates import deepnets_templates, make_plan, plan_size
 from ghn_jax.training import meta
 from ghn_jax.training.meta import Gradients, TrainState
 from ghn_jax.training.options import TrainOptions
@@ -79,6 +79,15 @@ def test_plans_tell_where_tensors_begin():
     plan = make_plan(network, config, deepnets_templates(config, 32))
     starts = plan.tensors[plan.tensors < len(plan.rows)]
     assert starts.tolist() == [p.offset // 8 for p in network.parameters]
+
+
+def test_narrow_networks_have_plans_of_one_size():
+    config = preset("ghn2", 10, 16)
+    templates = deepnets_templates(config, 16)
+    networks = [
+        n for step in range(6, 18) for n in sampling.meta_batch(0, step, 4, 10, 16, draw="narrow").networks
+    ]
+    assert len({plan_size(network, config, templates).rows for network in networks}) == 1
 
 
 def test_cosine_rises_and_ends_near_nothing():
