@@ -38,11 +38,11 @@ def check(
             f"--init={shlex.quote(str(options.workdir))} to start from its weights"
         )
     if before["recipe"] == options.recipe:  # which may be another one in another version
-        parts = saved.get("recipe", {})
+        parts = vars(recipes.Recipe()) | saved["recipe"] if "recipe" in saved else vars(recipe)
         differences += [
             f"{name} of the recipe {options.recipe} was {parts[name]}, is {value}"
             for name, value in vars(recipe).items()
-            if name not in now and parts.get(name, value) != value
+            if name not in now and parts[name] != value
         ]
     schedule_before = saved.get("schedule_steps", schedule_steps)
     rescheduled = recipe.schedule == "cosine" and schedule_before != schedule_steps

@@ -55,6 +55,9 @@ def test_a_recipe_that_is_another_one_in_this_version_is_refused_with_what_diffe
     assert check(options(), saved(recipe=parts)) == []
     with pytest.raises(ValueError, match="own_images of the recipe efficient was False, is True"):
         check(options(), saved(recipe=parts | {"own_images": False}))
+    del parts["own_images"]  # the first versions had no such part
+    with pytest.raises(ValueError, match="own_images of the recipe efficient was False, is True"):
+        check(options(), saved(recipe=parts))
 
 
 def test_checkpoints_of_earlier_versions_go_on():
