@@ -1,6 +1,7 @@
 """Compiles the blocks of meta-training's first architectures with our options and with XLA's defaults, and times them.
 
     python -m benchmarks.compilation
+    python -m benchmarks.compilation --against xla_gpu_autotune_level=0  # our options, and with others among them
 
 Nothing is taken from the cache on disk. Run time is weighted by how often a block occurs, so that its sum is the time
 of an average architecture as far as these blocks make it up.
@@ -21,8 +22,9 @@ from jaxtyping import Array
 from ghn_jax.deepnets import sampling
 from ghn_jax.deepnets.image_sizes import CIFAR_SIZE
 from ghn_jax.executor import blocks, run
-from ghn_jax.executor.compiler_options import Options, options_for
+from ghn_jax.executor.compiler_options import Options, knows, options_for
 from ghn_jax.executor.warm_up import Signature, output_shape, signatures
+from ghn_jax.runtime import commands
 
 
 class Cost(NamedTuple):
@@ -33,15 +35,19 @@ class Cost(NamedTuple):
     running: float
 
 
-def main(num: int = 100, steps: int = 30, batch: int = 64, runs: int = 3) -> None:
-    """Prints a row for each kind of block, defaults and our options side by side.
+def main(
+    num: int = 100, steps: int = 30, batch: int = 64, runs: int = 3, against: tuple[str, ...] = ()
+) -> None:
+    """Prints a row for each kind of block, XLA's defaults and our options side by side.
 
     Args:
       num: blocks, the most frequent ones.
       steps: of meta-training, 8 architectures each, whose blocks are counted.
       batch: images.
       runs: timed runs of each compiled function; the fastest counts.
+      against: options of XLA, KEY=VALUE: ours with these changed stand in the place of the defaults.
     """
+    changes: Options = dict(_option(text) for text in against)
     networks = [net for step in range(steps) for net in sampling.meta_batch(0, step, 8).networks]
     uses: collections.Counter[Signature] = collections.Counter()
     for network in networks:
@@ -53,7 +59,9 @@ def main(num: int = 100, steps: int = 30, batch: int = 64, runs: int = 3) -> Non
     for (block, shapes), count in chosen:
         per_network = count / len(networks)
         for function, arguments in functions(block, shapes):
-            pair = [measure(function, arguments, o, runs, per_network) for o in ({}, options_for(block))]
+            ours = options_for(block)
+            others = ours | changes if changes else {}
+            pair = [measure(function, arguments, options, runs, per_network) for options in (others, ours)]
             costs[kind(block)].append((pair[0], pair[1]))
     print(
         "| block | functions | compile, s | ours | on all cores, s | ours | run, ms | ours |\n|" + "---|" * 8
@@ -61,6 +69,14 @@ def main(num: int = 100, steps: int = 30, batch: int = 64, runs: int = 3) -> Non
     for name, pairs in sorted(costs.items()):
         print_row(name, pairs)
     print_row("all", [pair for pairs in costs.values() for pair in pairs])
+
+
+def _option(text: str) -> tuple[str, str | bool]:
+    key, _, word = text.partition("=")
+    value = {"True": True, "False": False}.get(word, word)
+    if not word or not knows(key, value):
+        raise ValueError(f"`against` (={text!r}) is no option of the installed XLA: give KEY=VALUE")
+    return key, value
 
 
 def kind(block: blocks.Block) -> str:
@@ -110,4 +126,5 @@ def print_row(name: str, pairs: Iterable[tuple[Cost, Cost]]) -> None:
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    with commands.errors_as_lines():
+        tyro.cli(main)

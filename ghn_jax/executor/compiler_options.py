@@ -56,7 +56,7 @@ def options_for(program: Block | Literal["ghn", "fused", "once"]) -> Options:
         # what a GPU takes for a convolution untried can be 300 times slower than the best
         convolves = isinstance(program, blocks.Convolution) and not program.is_product
         untried = on_gpu and program != "fused" and not convolves
-        return {name: value for name, value in _NOT_TRIED.items() if untried and _knows(name, value)}
+        return {name: value for name, value in _NOT_TRIED.items() if untried and knows(name, value)}
     options = _COMMON
     if program != "fused":
         options = options | _ONE_MODULE
@@ -66,11 +66,11 @@ def options_for(program: Block | Literal["ghn", "fused", "once"]) -> Options:
             options = options | _REORDERED_SUMS
         if program == "once":
             options = options | _UNOPTIMISED
-    return {name: value for name, value in options.items() if _knows(name, value)}
+    return {name: value for name, value in options.items() if knows(name, value)}
 
 
 @functools.cache
-def _knows(name: str, value: str | bool) -> bool:
+def knows(name: str, value: str | bool) -> bool:
     """Whether the installed XLA has an option."""
     try:
         jax.jit(lambda x: x, compiler_options={name: value}).lower(0.0).compile()
