@@ -48,7 +48,7 @@ def test_on_a_gpu_ways_are_tried_of_dense_convolutions_alone(monkeypatch):
     """Untried, XLA takes one that is up to 300 times slower; of all blocks it would take minutes."""
     monkeypatch.setattr(compiler_options, "on_cpu", lambda: False)
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    monkeypatch.setattr(compiler_options, "_knows", lambda name, value: True)
+    monkeypatch.setattr(compiler_options, "knows", lambda name, value: True)
     dense, pointwise = (Convolution(kernel, 32, 32) for kernel in ((3, 3), (1, 1)))
     untried = {"xla_gpu_autotune_level": "0"}
     assert [compiler_options.options_for(p) for p in (dense, "fused")] == [{}, {}]
