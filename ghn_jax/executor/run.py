@@ -20,6 +20,9 @@ from ghn_jax.executor.compiler_options import options_for
 from ghn_jax.executor.program import IMAGE, Instruction
 from ghn_jax.graphs import next_size
 
+_MANY = 1024
+"""Instructions: more than networks of DeepNets-1M have, so that what cuts their pieces is compiled for one length."""
+
 Program = Sequence[Instruction]
 Flat = Float[Array, "..."]
 Images = Float[Array, "batch height width 3"]
@@ -275,7 +278,7 @@ class _Offsets:
             raise ValueError(
                 f"`flat` has {flat.size} places and the program needs {needed}: see Lowered.flat_size"
             )
-        self._offsets: Any = np.zeros(next_size(len(program), start=64), np.int32)  # few shapes are compiled
+        self._offsets: Any = np.zeros(next_size(len(program), _MANY), np.int32)
         self._offsets[: len(program)] = [i.offset for i in program]
         self._device = None
         if not isinstance(flat, jax.core.Tracer) and len(flat.devices()) == 1:

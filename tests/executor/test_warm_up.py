@@ -1,6 +1,7 @@
 """Compiling blocks ahead of the networks."""
 
 import concurrent.futures
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +31,17 @@ def test_what_is_compiled_ahead_is_what_a_step_runs():
     run.loss_and_gradient(NETWORK.program, flat, images, labels)
     assert compiled > 0
     assert run._compiled.cache_info().misses == compiled
+
+
+def test_cuts_are_compiled_once_for_programs_of_any_length():
+    deep = lower(Architecture(Genotype(CELL, (2,), CELL, (2,)), n_cells=20, C=16, fc_dim=64, fc_layers=1))
+    assert len(deep.program) > 64 > len(NETWORK.program)
+    flat, cut = jnp.zeros(deep.flat_size), cast(Any, run._cut)
+    cut.clear_cache()
+    run.load_weights(deep.program, flat)
+    compiled = cut._cache_size()
+    run.load_weights(NETWORK.program, flat)
+    assert cut._cache_size() == compiled > 0
 
 
 def test_what_is_left_is_told():
