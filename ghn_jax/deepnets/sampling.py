@@ -30,7 +30,7 @@ MAX_NODES = 2200
 
 DRAWS = ("published", "wider", "narrow")
 """Which networks a training step has: of 32 to 128 channels, as GHN-2 is trained with; with more channels where images
-are large, as GHN-3 is; or of 32 channels, and only the lighter half."""
+are large, as GHN-3 is; or of 32 channels, and only the lighter half, but for the few with most parameters."""
 
 _NARROW_WORK = 70e6
 """Multiply-adds (`Lowered.work`) of a network of 32 channels on an image of 32 x 32: the median of the split train."""
