@@ -9,7 +9,7 @@ training architectures can be visited in any order.
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -28,16 +28,49 @@ FC_DIMS = tuple(range(64, 513, 64))
 MAX_NODES = 2200
 """Nodes that the graphs of a meta-batch of up to 8 may have together; a larger one may have more in proportion."""
 
-DRAWS = ("published", "wider", "narrow")
-"""Which networks a training step has: of 32 to 128 channels, as GHN-2 is trained with; with more channels where images
-are large, as GHN-3 is; or of 32 channels, and only the lighter half, but for the few with most parameters."""
 
-_NARROW_WORK = 70e6
-"""Multiply-adds (`Lowered.work`) of a network of 32 channels on an image of 32 x 32: the median of the split train."""
+@dataclasses.dataclass(frozen=True)
+class Widths:
+    """From which size on networks are heavy, and of how many widths lighter ones have a choice."""
 
-_NARROW_PLACES = 1 << 20
-"""Places of its flat parameter vector: one network in 30 of those as light has more, and the decoder would be compiled
-for vectors of another size too."""
+    millions: float
+    cells: int
+    medium: int
+    light: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Draw:
+    """Which networks a training step has; the defaults are those of GHN-2 [1, Appendix A.1].
+
+    Attributes:
+      widths: how channels are drawn, of CHANNELS.
+      widths_of_large: the same for other images than of 32 pixels.
+      narrowest: whether all have the fewest channels instead.
+      work: most multiply-adds (`Lowered.work`) on an image of 32 x 32.
+      places: most places of the flat parameter vector.
+    """
+
+    widths: Widths = Widths(millions=0.8, cells=12, medium=2, light=3)
+    widths_of_large: Widths | None = None
+    narrowest: bool = False
+    work: float = math.inf
+    places: float = math.inf
+
+    def changes(self) -> dict[str, Any]:
+        """What is not as for GHN-2, in JSON values."""
+        published = dataclasses.asdict(Draw())
+        return {name: part for name, part in dataclasses.asdict(self).items() if part != published[name]}
+
+
+DRAWS = {
+    "published": Draw(),
+    # as GHN-3 is trained
+    "wider": Draw(widths_of_large=Widths(millions=2.0, cells=14, medium=4, light=5)),
+    # Below the median work of the split train. One network in 30 of those has more places, for which the decoder would
+    # be compiled at another size too.
+    "narrow": Draw(narrowest=True, work=70e6, places=1 << 20),
+}
 
 
 class Split(NamedTuple):
@@ -140,18 +173,17 @@ def meta_batch(
     Raises ValueError if `size` is so large that the graphs can hardly fit, and if no architecture is light enough.
     """
     rng = np.random.default_rng((seed, len(_STREAM), step))
-    heaviest, longest = math.inf, math.inf
-    if draw == "narrow":
-        heaviest, longest = _NARROW_WORK * (image_size / CIFAR_SIZE) ** 2, _NARROW_PLACES
+    rules = DRAWS[draw]
+    heaviest = rules.work * (image_size / CIFAR_SIZE) ** 2
     count = SPLITS["train"].size if stored is None else len(stored)
     for _ in range(1000):
         indices = [int(i) for i in rng.integers(count, size=size)]
         architectures, networks, nodes = [], [], 0
         for place, index in enumerate(indices):
             for _ in range(1000):
-                arch = _with_width(rng, seed, index, image_size, stored, draw)
+                arch = _with_width(rng, seed, index, image_size, stored, rules)
                 network = lower(arch, num_classes, image_size)
-                if network.work <= heaviest and network.flat_size <= longest:
+                if network.work <= heaviest and network.flat_size <= rules.places:
                     break
                 indices[place] = index = int(rng.integers(count))
             else:
@@ -171,26 +203,13 @@ def meta_batch(
     )
 
 
-class _Widths(NamedTuple):
-    """From which size on networks are heavy, and of how many widths lighter ones have a choice."""
-
-    millions: float
-    cells: int
-    medium: int
-    light: int
-
-
-_WIDTHS = _Widths(millions=0.8, cells=12, medium=2, light=3)
-_WIDER = _Widths(millions=2.0, cells=14, medium=4, light=5)
-
-
 def _with_width(
     rng: np.random.Generator,
     seed: int,
     index: int,
     image_size: int,
     stored: Sequence[Architecture] | None,
-    draw: str,
+    draw: Draw,
 ) -> Architecture:
     """Training architecture number `index`, its width drawn by `rng`."""
     if stored is None:
@@ -198,16 +217,16 @@ def _with_width(
         arch, capacity = _sample(own, SPLITS["train"], image_size)
     else:
         arch, capacity = stored[index], None
-    if draw == "narrow":
+    if draw.narrowest:
         return dataclasses.replace(arch, C=CHANNELS[0], fc_dim=FC_DIMS[0])
-    wider = draw == "wider" and image_size != CIFAR_SIZE
+    wider = draw.widths_of_large if image_size != CIFAR_SIZE else None
     if capacity is None or wider:
         capacity = capacity_of(arch, 10, CIFAR_SIZE if wider else image_size)
-    return draw_width(rng, arch, capacity, _WIDER if wider else _WIDTHS)
+    return draw_width(rng, arch, capacity, wider or draw.widths)
 
 
 def draw_width(
-    rng: np.random.Generator, arch: Architecture, capacity: int, widths: _Widths = _WIDTHS
+    rng: np.random.Generator, arch: Architecture, capacity: int, widths: Widths = Draw.widths
 ) -> Architecture:
     """Draws channels and hidden width, smaller ones for heavier networks [1, Appendix A.1].
 

@@ -105,12 +105,12 @@ def _plan(options: TrainOptions) -> _Plan:
 
 def _train(plan: _Plan, owned: contextlib.ExitStack, shown: Status) -> None:
     options, dataset, ghn_config, horizon, last_step, unvalidated, init = plan
-    assert options.workdir and options.meta_batch_size and options.batch_size and options.clip
+    assert options.workdir and options.meta_batch_size and options.batch_size and options.draw
     leads, say, counter = jax.process_index() == 0, shown.say, shown.counter
 
     # -- model -----------------------------------------------------------------------------------------------
     templates = deepnets_templates(ghn_config, dataset.image_size)
-    recipe = options.full_recipe()
+    recipe, kind_of_networks = options.full_recipe(), sampling.DRAWS[options.draw]
     schedule_steps = last_step if recipe.schedule == "cosine" else horizon
     optimizer = recipe.make_optimizer(schedule_steps)
     stored = None
@@ -195,6 +195,7 @@ def _train(plan: _Plan, owned: contextlib.ExitStack, shown: Status) -> None:
                 "config": dataclasses.asdict(ghn_config),
                 "info": info,
                 "recipe": dataclasses.asdict(recipe),
+                "draw": kind_of_networks.changes(),
                 "data": dataset.identity.to_dict(),
                 "schedule_steps": schedule_steps,
             }
@@ -203,10 +204,10 @@ def _train(plan: _Plan, owned: contextlib.ExitStack, shown: Status) -> None:
 
     # -- the loop --------------------------------------------------------------------------------------------
     def draw(step: int) -> sampling.MetaBatch:
-        assert options.meta_batch_size
+        assert options.meta_batch_size and options.draw
         size, seed = options.meta_batch_size, options.seed
         return sampling.meta_batch(
-            seed, step, size, dataset.num_classes, dataset.image_size, stored, options.draw or "published"
+            seed, step, size, dataset.num_classes, dataset.image_size, stored, options.draw
         )
 
     say(

@@ -3,6 +3,7 @@
 import shlex
 from typing import Any
 
+from ghn_jax.deepnets import sampling
 from ghn_jax.images.identity import Identity
 from ghn_jax.models.config import GHNConfig
 from ghn_jax.training import recipes
@@ -44,6 +45,12 @@ def check(
             for name, value in vars(recipe).items()
             if name not in now and parts[name] != value
         ]
+    assert options.draw
+    if before["draw"] == options.draw:
+        draw = sampling.DRAWS[options.draw].changes()
+        draw_before = saved.get("draw", draw)
+        if draw_before != draw:
+            differences.append(f"--draw={options.draw} meant {draw_before}, means {draw}")
     schedule_before = saved.get("schedule_steps", schedule_steps)
     rescheduled = recipe.schedule == "cosine" and schedule_before != schedule_steps
     if rescheduled:
@@ -66,6 +73,11 @@ def check(
     if "data" not in saved:
         notes.append(
             "the checkpoint does not say what images it was trained on: these are taken to be the same"
+        )
+    if "draw" not in saved and options.draw == "narrow":  # the others always meant the same
+        notes.append(
+            "the checkpoint does not say which networks were light enough for --draw=narrow: earlier versions took "
+            "those of many parameters too"
         )
     return notes
 

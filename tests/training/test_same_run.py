@@ -20,7 +20,8 @@ def options(**more) -> TrainOptions:
 
 def saved(**more) -> dict[str, Any]:
     run = {"options": options().identity(), "config": dataclasses.asdict(GHNConfig())}
-    return run | {"data": IMAGES.to_dict(), "schedule_steps": 100} | more
+    draw = {"narrowest": True, "work": 70e6, "places": 1 << 20}
+    return run | {"data": IMAGES.to_dict(), "schedule_steps": 100, "draw": draw} | more
 
 
 def check(now: TrainOptions, before: dict[str, Any], steps: int = 100) -> list[str]:
@@ -58,6 +59,19 @@ def test_a_recipe_that_is_another_one_in_this_version_is_refused_with_what_diffe
     del parts["own_images"]  # the first versions had no such part
     with pytest.raises(ValueError, match="own_images of the recipe efficient was False, is True"):
         check(options(), saved(recipe=parts))
+
+
+def test_a_draw_that_means_other_networks_in_this_version_is_refused_or_noted():
+    before = saved()
+    before["draw"] |= {"work": 50e6}
+    with pytest.raises(
+        ValueError, match=r"--draw=narrow meant .*'work': 50000000.0.*, means .*'work': 70000000"
+    ):
+        check(options(), before)
+    assert len(check(options(change_options=True), before)) == 1
+    del before["draw"]
+    (note,) = check(options(), before)
+    assert "does not say which networks were light enough" in note
 
 
 def test_checkpoints_of_earlier_versions_go_on():
