@@ -74,7 +74,7 @@ def check(
         notes.append(
             "the checkpoint does not say what images it was trained on: these are taken to be the same"
         )
-    if "draw" not in saved and options.draw == "narrow":  # the others always meant the same
+    if "draw" not in saved and before["draw"] == options.draw == "narrow":  # the others always meant the same
         notes.append(
             "the checkpoint does not say which networks were light enough for --draw=narrow: earlier versions took "
             "those of many parameters too"

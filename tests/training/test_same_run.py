@@ -72,6 +72,9 @@ def test_a_draw_that_means_other_networks_in_this_version_is_refused_or_noted():
     del before["draw"]
     (note,) = check(options(), before)
     assert "does not say which networks were light enough" in note
+    before["options"] = options(draw="published").identity()
+    (note,) = check(options(change_options=True), before)
+    assert note == "gone on with although --draw was published, is narrow"
 
 
 def test_checkpoints_of_earlier_versions_go_on():
