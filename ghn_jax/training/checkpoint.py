@@ -65,9 +65,11 @@ class RunCheckpoints:
             _remove(partial)
             reason = error.strerror if isinstance(error, OSError) else type(error).__name__
             free = shutil.disk_usage(self._root).free
+            before = runs.steps(self._root)
+            then = f"goes on from step {before[-1]}" if before else "begins again"
             raise OSError(
                 f"checkpoint {self._root / str(step)} cannot be written ({reason}; {free / 2**20:.0f} MiB are free): "
-                "make room, then start the same command again, which goes on from the one before"
+                f"make room, then start the same command again, which {then}"
             ) from error
         for folder in (path for path in partial.rglob("*") if path.is_dir()):
             _on_disk(folder)
