@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import functools
 import gc
+import os
 import pathlib
 import time
 import warnings
@@ -104,6 +105,17 @@ def predict_parameters(
     Raises ValueError: UnsupportedModel if the graph of the model cannot be found, or `strict` and some parameter
     cannot be predicted; and if the GHN is for another number of classes.
     """
+    if headless and (logits is not None or not predict_class_layers):
+        given = f"`logits` (={logits!r})" if logits is not None else "`predict_class_layers` (=False)"
+        raise ValueError(f"{given} has no effect with headless=True: leave one of them out")
+    if seed < 0:
+        raise ValueError(f"`seed` (={seed}) must not be negative")
+    if not isinstance(ghn, TrainedGHN | str | os.PathLike | None):
+        raise ValueError(
+            f"`ghn` (a {type(ghn).__name__}) is no GHN: give a name, a path, or what ghn_jax.load returns"
+        )
+    if isinstance(ghn, str | os.PathLike) and str(ghn):
+        pretrained.check_name(ghn, "ghn")
     heads = Heads("none" if headless else "predict" if predict_class_layers else "keep", logits)
     with _no_garbage_collection(), default_settings():
         return _predict(model, sample_input, ghn, seed, strict, heads)
@@ -176,9 +188,10 @@ def _predict(
     return Prediction(variables, report)
 
 
-def graph_of(model: Any, sample_input: Any) -> Graph:
+def graph_of(model: Any, sample_input: Any, *, headless: bool = False, logits: str | None = None) -> Graph:
     """The computational graph of a model; arguments and errors as in `predict_parameters`."""
-    return trace(model, sample_input).walk().extracted.graph
+    with default_settings():
+        return trace(model, sample_input, logits=logits, headless=headless).walk().extracted.graph
 
 
 def _embed(ghn: TrainedGHN, graph: Any) -> Float[Array, "node c"]:

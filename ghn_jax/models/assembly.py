@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
@@ -19,7 +20,7 @@ from ghn_jax.models.config import GHNConfig
 from ghn_jax.models.tensor_decoder import Decoded
 from ghn_jax.models.windows import WINDOWS
 from ghn_jax.tracing.builder import Extracted, Owned
-from ghn_jax.tracing.views import invert, positions
+from ghn_jax.tracing.views import View, invert, positions
 
 _ALIGNMENT = 64
 
@@ -34,8 +35,8 @@ def assemble(
     leaves: Sequence[jax.ShapeDtypeStruct],
     others: Mapping[int, Any],
     seed: int = 0,
-) -> list[np.ndarray]:
-    """The parameter tensors of a network.
+) -> list[Any]:
+    """The parameter tensors of a network: NumPy arrays, and what is no numbers, as PRNG keys, as it was.
 
     Args:
       leaves: shapes and dtypes of all of them.
@@ -43,16 +44,17 @@ def assemble(
       seed: of what is drawn: the rows of positional encodings that belong to class tokens.
     """
     rng = np.random.default_rng(seed)
-    tensors = _allocate(leaves)
+    tensors: list[Any] = _allocate(leaves)
     for index, value in others.items():
-        np.copyto(tensors[index], np.asarray(value))
+        if _is_numeric(leaves[index]):
+            np.copyto(tensors[index], np.asarray(value))
+        else:
+            tensors[index] = value
     for owned in extracted.owned:
         target = tensors[owned.leaf.index][(*owned.leaf.place, ...)]
+        _draw_class_rows(target, owned.view or (), rng)
         part = target
         for step in owned.view or ():
-            if step.kind == "drop":
-                class_rows = part[: step.argument[0]]
-                class_rows[...] = rng.normal(0.0, _CLASS_ROW_STD, class_rows.shape)
             part = step(part)
         if np.may_share_memory(part, target):
             _write(part, decoded, owned, config)
@@ -60,10 +62,16 @@ def assemble(
             order = positions(owned.view or (), target.shape)
             written = np.empty(order.shape, target.dtype)
             _write(written, decoded, owned, config)
-            flat = target.reshape(-1)
-            flat[order] = written
-            target[...] = flat.reshape(target.shape)
+            target.reshape(-1)[order] = written
     return tensors
+
+
+def _draw_class_rows(target: np.ndarray, view: View, rng: np.random.Generator) -> None:
+    """Draws the rows that a view drops."""
+    for place, step in enumerate(view):
+        if step.kind == "drop":
+            rows = positions(view[:place], target.shape)[: step.argument[0]]
+            target.reshape(-1)[rows] = rng.normal(0.0, _CLASS_ROW_STD, rows.shape)
 
 
 def _write(part: np.ndarray, decoded: Decoded, owned: Owned, config: GHNConfig) -> None:
@@ -105,9 +113,13 @@ def _fill(public: np.ndarray, source: Float[np.ndarray, "position i o"], config:
         part[...] = wide[:, :, : part.shape[2]]
 
 
+def _is_numeric(leaf: jax.ShapeDtypeStruct) -> bool:
+    return not jnp.issubdtype(leaf.dtype, jax.dtypes.extended)
+
+
 def _allocate(leaves: Iterable[jax.ShapeDtypeStruct]) -> list[np.ndarray]:
     """Uninitialised arrays in one piece of memory, aligned so that JAX takes them over without a copy."""
-    leaves = list(leaves)
+    leaves = [x if _is_numeric(x) else jax.ShapeDtypeStruct((0,), np.uint8) for x in leaves]
     sizes = [math.ceil(math.prod(x.shape) * x.dtype.itemsize / _ALIGNMENT) * _ALIGNMENT for x in leaves]
     memory = np.empty(sum(sizes) + _ALIGNMENT, np.uint8)
     offset = -memory.ctypes.data % _ALIGNMENT

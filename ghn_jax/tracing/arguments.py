@@ -53,6 +53,12 @@ def check_model(model: Any, function: type) -> None:
         raise UnsupportedModel(
             f"`model` (={model.__name__}) is a class: give a model that is made, such as {model.__name__}{made}"
         )
+    if type(model).__name__ == "TransformedWithState":  # of Haiku
+        raise UnsupportedModel(
+            f"`model` (a {kind} of init and apply) has no parameters yet: params, state = model.init(key, images), and "
+            "give ghn_jax.Function(lambda params, state, images: model.apply(params, state, None, images)[0], params, "
+            "state)"
+        )
     if hasattr(model, "init") and hasattr(model, "apply"):
         raise UnsupportedModel(
             f"`model` (a {kind} of init and apply) has no parameters yet: params = model.init(key, images), and give "

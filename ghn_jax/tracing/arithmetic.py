@@ -13,7 +13,7 @@ from ghn_jax.tracing.contraction import settled
 from ghn_jax.tracing.statics import shape_of
 from ghn_jax.tracing.values import Activation, Constant, Leaf, Norm, Value, Weight
 from ghn_jax.tracing.vectors import add_bias, take
-from ghn_jax.tracing.views import View
+from ghn_jax.tracing.views import View, is_deviation, is_rooted
 
 
 class StatisticInTree(ValueError):
@@ -32,16 +32,17 @@ def arithmetic(builder: GraphBuilder, equation: core.JaxprEqn, operands: Sequenc
     if name in ("mul", "div"):
         if _is_deviation(name, other, divides=other is b):
             return _by_running_deviation(builder, x, other)
-        rooted = other.rooted if isinstance(other, Weight) and x.level == 0 else ()
-        for leaf in rooted:
-            if builder.shape(leaf):
+        views = other.views if isinstance(other, Weight) and x.level == 0 else {}
+        for leaf, view in views.items():
+            if builder.shape(leaf) and is_deviation(view, divides=name == "div" and other is b):
                 raise StatisticInTree(leaf)
     elif x.level == 0:
         x = _centred(x, other)
     if isinstance(other, Constant):
         return x._replace(experts=None)
     if x.level > 0:  # a statistic
-        return x._replace(folded={**x.folded, **other.views}, rooted=x.rooted or bool(other.rooted))
+        rooted = x.rooted or any(map(is_rooted, other.views.values()))
+        return x._replace(folded={**x.folded, **other.views}, rooted=rooted)
     if name in ("mul", "div"):
         return scaled(builder, x, other)
     return add_bias(builder, x, other, shape_of(equation.invars[0 if other is a else 1]))

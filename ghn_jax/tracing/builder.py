@@ -42,6 +42,10 @@ class Owned(NamedTuple):
     turn: int = 0
 
 
+Held = tuple[Leaf, View | None]
+"""A parameter, or the part of it, that some layer holds."""
+
+
 class Extracted(NamedTuple):
     """The graph of a traced network.
 
@@ -76,6 +80,7 @@ class GraphBuilder:
         self._nodes = [_Node(_PRIMITIVE["input"], None, frozenset())]
         self._claims: dict[Leaf, list[Owned]] = {}
         self._lookups: dict[Leaf, list[Owned]] = {}
+        self._held: list[Held] = []
         self._unassigned: dict[Leaf, str] = {}
         self._contracted: set[int] = set()
         self.norms: list[Norm] = []
@@ -102,6 +107,7 @@ class GraphBuilder:
             self.leave([owned.leaf], f"is not of the size {owned.shape} of the layer that uses it")
         else:
             (self._lookups if is_lookup else self._claims).setdefault(owned.leaf, []).append(owned)
+            self._held.append((owned.leaf, owned.view))
 
     def resize(self, node: int, shape: Shape) -> None:
         """Sets the shape of a node's parameter."""
@@ -118,6 +124,15 @@ class GraphBuilder:
     def is_owned(self, leaf: Leaf) -> bool:
         """Whether some node has the parameter."""
         return leaf in self._claims
+
+    @property
+    def num_claims(self) -> int:
+        """How often a parameter was given to a node."""
+        return len(self._held)
+
+    def held_since(self, claims: int) -> frozenset[Held]:
+        """Which parameters were given to nodes since there were so many claims."""
+        return frozenset(self._held[claims:])
 
     def leave(self, leaves: Iterable[Leaf], reason: str) -> None:
         """Notes why parameters have no node, as far as this turns out to be so."""
@@ -202,8 +217,11 @@ class GraphBuilder:
             claims = self._claims.get(leaf, []) + self._lookups.get(leaf, [])
             live = [claim for claim in claims if claim.node in kept]
             whole = next((claim for claim in live if not is_cut(claim.view or ())), None)
+            if whole:
+                stacked = [other for other in owners if leaf.place and other.leaf.index == leaf.index]
+                alike = sum(self._is_alike(whole, other) for other in stacked)
+                owners.append(whole._replace(turn=whole.turn or alike))
             if whole or not live:
-                owners += [whole] if whole else []
                 continue
             owner = np.full(math.prod(self.shape(leaf)), -1)
             parts: list[Owned] = []

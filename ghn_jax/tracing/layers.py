@@ -64,12 +64,16 @@ def _give(builder: GraphBuilder, weight: Weight, node: int, shape: Shape, to_pub
         builder.leave(weight.views, f"{why} the weight of a layer, of shape {shape}")
         return
     view = usable[main]
-    function = tuple(step for step in view if step.kind == "value")
-    function = function if is_invertible(function, _SAMPLES) else ()
-    builder.own(Owned(main, node, "weight", shape, (*view, *to_public), function))
+    builder.own(Owned(main, node, "weight", shape, (*view, *to_public), _function(view)))
     builder.leave(
         weight.views, f"is one of several parameters that make the weight of layer {builder.name(main)!r}"
     )
+
+
+def _function(view: View) -> View:
+    """What is done with each element, if it can be undone."""
+    function = tuple(step for step in view if step.kind == "value")
+    return function if is_invertible(function, _SAMPLES) else ()
 
 
 def _pieces(
@@ -91,7 +95,8 @@ def _pieces(
             continue
         shape = tuple(stop - start for start, stop, _ in box)
         node = builder.node(primitive, x.sources, shape)
-        builder.own(Owned(leaf, node, "weight", shape, (*view, *to_public, Step("slice", box))))
+        view = (*view, *to_public, Step("slice", box))
+        builder.own(Owned(leaf, node, "weight", shape, view, _function(view)))
         nodes.append(node)
     builder.leave(weight.views, "is joined with other parameters to make the weight of a layer")
     return nodes

@@ -22,7 +22,7 @@ from ghn_jax.tracing.builder import Extracted
 from ghn_jax.tracing.errors import UnsupportedModel
 from ghn_jax.tracing.outputs import find_outputs, leaf_name
 from ghn_jax.tracing.values import Activation, Constant, Leaf, Value, parameter, state
-from ghn_jax.tracing.walk import Output, Walked, walk
+from ghn_jax.tracing.walk import Output, Walked, is_read, walk
 
 
 class Function(NamedTuple):
@@ -108,9 +108,14 @@ def trace(
         raise UnsupportedModel("`model` has no parameters: there is nothing to predict")
     for name, leaf in zip(traced.names, traced.leaves, strict=True):
         if not math.prod(leaf.shape):
+            grown = isinstance(model, nn.Module)
             raise UnsupportedModel(
-                f"`model` has a parameter without elements, {name} {leaf.shape}, on images of shape {images.shape}: "
-                "its features may be empty there, give it larger images"
+                f"`model` has a parameter without elements, {name} {leaf.shape}"
+                + (
+                    f", on images of shape {images.shape}: its features may be empty there, give it larger images"
+                    if grown
+                    else ": leave it out of the parameters"
+                )
             )
     return traced
 
@@ -137,7 +142,10 @@ class _Outputs(NamedTuple):
 
 
 def _trace_linen(model: nn.Module, images: jax.ShapeDtypeStruct, seed: int, find: _Outputs) -> Traced:
-    """Traces initialisation and forward pass at once: what is returned as a parameter is one, wherever it is made."""
+    """Traces initialisation and forward pass at once: what is returned as a parameter is one, wherever it is made.
+
+    Where that does not tell which parameter is used, the forward pass is traced again, with parameters given.
+    """
     model = evaluation.linen_in_evaluation(model)
     keywords = evaluation.keywords(type(model).__call__)
 
@@ -149,6 +157,10 @@ def _trace_linen(model: nn.Module, images: jax.ShapeDtypeStruct, seed: int, find
     def run(key: jax.Array, x: jax.Array) -> Any:
         return nn.init_with_output(forward, model)(evaluation.random_keys(key), x)
 
+    def run_with(params: Any, others: Any, key: jax.Array, x: jax.Array) -> Any:
+        variables, keys = {"params": params, **others}, evaluation.random_keys(key)
+        return nn.apply(forward, model, mutable=True)(variables, x, rngs=keys)[0]
+
     key = jax.random.key(seed)
     jaxpr, shapes = jax.make_jaxpr(run, return_shape=True)(key, images)
     outputs, variables = shapes
@@ -157,14 +169,14 @@ def _trace_linen(model: nn.Module, images: jax.ShapeDtypeStruct, seed: int, find
     own = jax.tree.leaves(places[1].get("params", {}))
     states = jax.tree.leaves({k: v for k, v in places[1].items() if k != "params"})
     paths, tree = jax.tree.flatten_with_path(params)
-    defined: dict[int, Value] = {
-        place: state(Leaf(i), leaf.shape, leaf.dtype)
-        for i, (place, leaf) in enumerate(zip(states, jax.tree.leaves(others), strict=True))
-    }
-    defined |= {
-        place: parameter(Leaf(i), leaf.shape)
-        for i, (place, (_, leaf)) in enumerate(zip(own, paths, strict=True))
-    }
+    own_values = [parameter(Leaf(i), leaf.shape) for i, (_, leaf) in enumerate(paths)]
+    other_values = [state(Leaf(i), leaf.shape, leaf.dtype) for i, leaf in enumerate(jax.tree.leaves(others))]
+    inputs: list[Value] = [Constant(), Activation(frozenset([0]))]
+    traced = jaxpr
+    defined: dict[int, Value] = dict(zip([*states, *own], [*other_values, *own_values], strict=True))
+    if not all(is_read(jaxpr.jaxpr, place) for place in own):
+        traced = jax.make_jaxpr(run_with)(params, others, key, images)
+        inputs, defined = [*own_values, *other_values, *inputs], {}
 
     def initial_state(params: Any) -> dict[str, Any]:
         """All but parameters; in NumPy if they are mere fills, so that nothing is compiled."""
@@ -201,8 +213,8 @@ def _trace_linen(model: nn.Module, images: jax.ShapeDtypeStruct, seed: int, find
         return {name: filled[name] for name in variables}  # in the order of the model's own
 
     return Traced(
-        jaxpr,
-        [Constant(), Activation(frozenset([0]))],
+        traced,
+        inputs,
         find(outputs),
         defined,
         [leaf_name(p) for p, _ in paths],
@@ -253,6 +265,12 @@ def _trace_nnx(model: nnx.Module, images: jax.ShapeDtypeStruct, find: _Outputs) 
 def _trace_function(model: Function, images: jax.ShapeDtypeStruct, find: _Outputs) -> Traced:
     apply, params, states = model
     paths, tree = jax.tree.flatten_with_path(params)
+    for path, x in paths:
+        if isinstance(x, str) or not (hasattr(x, "dtype") or np.isscalar(x)):
+            raise UnsupportedModel(
+                f"`model` has among its parameters {leaf_name(path)!r}, a {type(x).__name__}: give arrays alone, as "
+                "of eqx.partition(model, eqx.is_array)"
+            )
     leaves = [abstract(x) for _, x in paths]
     own = jax.tree.map(abstract, states)
     args = (jax.tree.unflatten(tree, leaves), *(() if states is None else (own,)), images)
@@ -276,7 +294,7 @@ def _trace_function(model: Function, images: jax.ShapeDtypeStruct, find: _Output
         filled = jax.tree.unflatten(tree, leaves)
         return filled if states is None else {"params": filled, "state": states}
 
-    names = [leaf_name(p) for p, _ in paths]
+    names = [leaf_name(p) or "params" for p, _ in paths]
     return Traced(jaxpr, values, find(shapes), {}, names, leaves, len(state_leaves), initial, rebuild)
 
 

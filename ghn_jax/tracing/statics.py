@@ -90,7 +90,7 @@ def _weight(
         if steps is not None:
             return first._replace(views=_followed(first.views, steps), axes=varying_axes(shape))
     if name == "concatenate":
-        return _joined(params["dimension"], operands, shapes, shape)
+        return joined(params["dimension"], operands, shapes, shape)
     if name == "pad" and place == 0 and len(own) == 1:
         return _padded(params["padding_config"], first, old, shape)
     if _is_elementwise(name, shapes, shape):
@@ -181,7 +181,7 @@ def _known_rows(params: Mapping[str, Any], indices: Value, old: Shape, shape: Sh
     return (*((cut,) if len(rows) < old[0] else ()), Step("reshape", shape))
 
 
-def _joined(axis: int, operands: Sequence[Value], shapes: Sequence[Shape], shape: Shape) -> Weight:
+def joined(axis: int, operands: Sequence[Value], shapes: Sequence[Shape], shape: Shape) -> Weight:
     """Parameters, and numbers, side by side."""
     views: dict[Leaf, View | None] = {}
     start = 0
@@ -199,7 +199,7 @@ def _combined(
 ) -> Weight:
     """A function of single elements; parameters that are not broadcast by it keep their rearrangement."""
     views: dict[Leaf, View | None] = {}
-    axes, rooted = frozenset[int](), frozenset[Leaf]()
+    axes = frozenset[int]()
     for place, (value, own) in enumerate(zip(operands, shapes, strict=True)):
         if not isinstance(value, Weight):
             continue
@@ -211,10 +211,7 @@ def _combined(
             if views.get(leaf) is None:
                 views[leaf] = view
         axes |= value.axes
-        rooted |= value.rooted
-    if name in ROOTS:
-        rooted |= {leaf for leaf, view in views.items() if view is not None}
-    return Weight(views, axes & varying_axes(shape), rooted)
+    return Weight(views, axes & varying_axes(shape))
 
 
 def _function(
@@ -229,10 +226,10 @@ def _function(
     other = operands[1 - place] if len(operands) == 2 else None
     if other is not None and not _is_free(other):
         return None
+    name = f"r{name}" if place == 1 and name in ("sub", "div", "pow") else name
     if not isinstance(other, Constant) or other.value is None or np.size(other.value) != 1:
-        return "mixed", None
-    number = float(np.reshape(other.value, ()))
-    return (f"r{name}" if place == 1 and name in ("sub", "div") else name), number
+        return "mixed", name
+    return name, float(np.reshape(other.value, ()))
 
 
 def _followed(views: Mapping[Leaf, View | None], steps: View) -> dict[Leaf, View | None]:

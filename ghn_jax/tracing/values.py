@@ -70,13 +70,11 @@ class Weight(NamedTuple):
     Attributes:
       views: the parameters, each with its rearrangement, or None where elements were mixed.
       axes: axes along which it varies.
-      rooted: parameters that went through a root, element by element, as running variances do.
       statistics: the state that it is made of.
     """
 
     views: Mapping[Leaf, View | None]
     axes: frozenset[int]
-    rooted: frozenset[Leaf] = frozenset()
     statistics: Statistics = NO_STATISTICS
 
 

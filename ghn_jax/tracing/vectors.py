@@ -70,7 +70,7 @@ def add_bias(builder: GraphBuilder, x: Activation, weight: Weight, shape: Shape)
         builder.leave(new, "is added to a map together with other parameters")
         return x.further()
     (leaf,) = new
-    form = _position_form(shape, weight.axes, weight.views[leaf], x.features)
+    form = _position_form(builder.shape(leaf), weight.views[leaf], shape, weight.axes, x.features)
     if form is None:
         why = "of no square map" if weight.views[leaf] is not None else "in an order that cannot be followed"
         builder.leave(new, f"is a positional encoding, but {why}")
@@ -164,12 +164,12 @@ _CLASS_TOKENS = 2
 
 
 def _position_form(
-    shape: Shape, axes: frozenset[int], view: View | None, features: frozenset[int] | None
+    leaf: Shape, view: View | None, shape: Shape, axes: frozenset[int], features: frozenset[int] | None
 ) -> tuple[Shape, View] | None:
     """Shape (1, C, H, W) of a positional encoding, and the view that leads there.
 
     It is (..., H, W, C) or (..., H W, C), or with channels first where the map's features are known to be there. Of
-    (..., 1 + H W, C), as with a class token, the first row is left out.
+    (..., 1 + H W, C), as with a class token, the first row is left out; so are rows of zeros around a parameter.
     """
     if view is None or len(axes) not in (2, 3) or not is_invertible(view, _BIASES):
         return None
@@ -177,20 +177,25 @@ def _position_form(
     channel = next(iter(features & axes)) if features and len(features & axes) == 1 else order[-1]
     places = [axis for axis in order if axis != channel]
     sizes = [shape[axis] for axis in places]
-    count, extra = math.prod(sizes), 0
+    rest = [axis for axis in range(len(shape)) if axis not in axes]
+    view = (
+        *view,
+        *_kept_axes(shape, axes),
+        Step("transpose", (*rest, *places, channel)),
+        Step("reshape", (math.prod(sizes), shape[channel])),
+    )
+    if any(step.kind == "place" for step in view):
+        block = filled_box(positions(view, leaf))
+        if block is None or block[1][:2] != (0, shape[channel]):
+            return None
+        view = (*view, Step("slice", block))
+        sizes = [block[0][1] - block[0][0]]
     if len(sizes) == 1:
+        (count,) = sizes
         sizes = [math.isqrt(count)] * 2
         extra = count - math.prod(sizes)
         if extra > _CLASS_TOKENS:
             return None
+        view = (*view, Step("drop", (extra,))) if extra else view
     public = (1, shape[channel], *sizes)
-    rest = [axis for axis in range(len(shape)) if axis not in axes]
-    steps = (
-        *_kept_axes(shape, axes),
-        Step("transpose", (*rest, *places, channel)),
-        Step("reshape", (count, shape[channel])),
-        *((Step("drop", (extra,)),) if extra else ()),
-        Step("transpose", (1, 0)),
-        Step("reshape", public),
-    )
-    return public, (*view, *steps)
+    return public, (*view, Step("transpose", (1, 0)), Step("reshape", public))

@@ -98,6 +98,36 @@ _INVERSES: dict[str, Callable[[np.ndarray, Any], np.ndarray]] = {
 }
 
 
+def is_rooted(view: View | None) -> bool:
+    """Whether a root was taken of each element."""
+    return any(step.kind == "value" and _exponent(*step.argument) for step in view or ())
+
+
+def is_deviation(view: View | None, divides: bool) -> bool:
+    """Whether a map is divided by the root of elements and of something added, as of a variance and an epsilon.
+
+    Args:
+      divides: whether the map is divided by what the elements became, or multiplied with it.
+    """
+    has_offset, exponent = False, 0.0
+    for step in view or ():
+        if step.kind == "value":
+            name, _ = step.argument
+            if (root := _exponent(*step.argument)) and has_offset:
+                exponent = root
+            elif name == "rdiv" or step.argument == ("mixed", "rdiv"):
+                exponent = -exponent
+            has_offset = has_offset or name in ("add", "add_any")
+    return exponent > 0 if divides else exponent < 0
+
+
+def _exponent(name: str, operand: Any) -> float:
+    """Of a function that takes the root of elements; 0 for others."""
+    if name == "pow" and operand is not None and abs(operand) == 0.5:
+        return operand
+    return {"sqrt": 0.5, "rsqrt": -0.5}.get(name, 0.0)
+
+
 def invert(view: View, effective: np.ndarray) -> np.ndarray:
     """The elements of a parameter, given those that a layer sees; NaN or infinite where there are none."""
     with np.errstate(all="ignore"):

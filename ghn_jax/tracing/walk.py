@@ -16,23 +16,20 @@ from jax.extend import core
 
 from ghn_jax.tracing import rules
 from ghn_jax.tracing.arithmetic import StatisticInTree
-from ghn_jax.tracing.builder import Extracted, GraphBuilder
+from ghn_jax.tracing.builder import Extracted, GraphBuilder, Held
 from ghn_jax.tracing.contraction import contracted, settled
 from ghn_jax.tracing.errors import UnsupportedModel
-from ghn_jax.tracing.loops import loop_of
+from ghn_jax.tracing.loops import loop_of, restacked, telling_turns, unstacked
 from ghn_jax.tracing.statics import MOST_NUMBERS, function_of_elements, shape_of
 from ghn_jax.tracing.values import (
     Activation,
     Constant,
     Leaf,
     Norm,
-    Statistics,
     Value,
     Weight,
-    parameter,
     state,
 )
-from ghn_jax.tracing.views import Step
 
 Known = Mapping[core.Var, Value]
 
@@ -199,7 +196,8 @@ class _Walk:
         loop = loop_of(equation)
         consts, carry, stacked = loop.operands(operands)
         *_, rows = loop.operands(loop.body.jaxpr.invars)
-        outputs: list[Value] = []
+        found: dict[int, Sequence[Value]] = {}
+        held: dict[int, frozenset[Held]] = {}
         for i in loop.order:
             slices = [unstacked(value, i, shape_of(var)) for value, var in zip(stacked, rows, strict=True)]
             defined = {
@@ -207,11 +205,21 @@ class _Walk:
                 for place, value in inside.items()
                 if place >= loop.carried
             }
+            claims = self.builder.num_claims
             outputs = self.closed(
                 loop.body, [*consts, *carry, *slices], known_outputs(loop.body.jaxpr, defined)
             )
-            carry, _ = loop.results(outputs)
-        return [*carry, *loop.results(outputs)[1]]
+            carry, found[i] = loop.results(outputs)
+            held[i] = self.builder.held_since(claims)
+        if not found:  # no turn at all
+            return [*carry, *[Constant()] * (len(equation.outvars) - loop.carried)]
+        turns = telling_turns(loop.order, held)
+        columns = zip(*(found[i] for i in range(len(found))), strict=True)
+        results = [
+            restacked(self.builder, column, turns, shape_of(var))
+            for column, var in zip(columns, equation.outvars[loop.carried :], strict=True)
+        ]
+        return [*carry, *results]
 
     def _cond(
         self, equation: core.JaxprEqn, operands: list[Value], inside: Mapping[int, Value]
@@ -279,45 +287,34 @@ def known_outputs(jaxpr: core.Jaxpr, defined: Mapping[int, Value]) -> dict[core.
     return known
 
 
+def is_read(jaxpr: core.Jaxpr, place: int) -> bool:
+    """Whether something in a jaxpr is made of an output, which is no other output, nor a constant, too."""
+    var = jaxpr.outvars[place]
+    if isinstance(var, core.Literal) or var in jaxpr.constvars or jaxpr.outvars.count(var) > 1:
+        return False
+    for equation in jaxpr.eqns:
+        if var in equation.invars:
+            return True
+        if var in equation.outvars:
+            inside = equation.outvars.index(var)
+            if any(is_read(body, inside) for body in _bodies(equation)):
+                return True
+    return False
+
+
+def _bodies(equation: core.JaxprEqn) -> list[core.Jaxpr]:
+    """What a call or loop runs, whose outputs are its own."""
+    if equation.primitive.name == "scan":
+        return [loop_of(equation).body.jaxpr]
+    return [open_jaxpr(body_of(equation))] if equation.primitive.name in CALLS else []
+
+
 def constant(constants: Constants, array: Any) -> Constant:
     """An array that a function closes over; integers are known, as they may say which rows of a parameter are taken."""
     if not hasattr(array, "dtype") or jnp.issubdtype(array.dtype, jnp.floating):
         return state(constants.leaf(array), jnp.shape(array), jnp.result_type(array))
     is_known = jnp.issubdtype(array.dtype, jnp.integer) and not isinstance(array, Tracer)
     return Constant(value=np.asarray(array) if is_known and array.size <= MOST_NUMBERS else None)
-
-
-def unstacked(value: Value, i: int, shape: tuple[int, ...]) -> Value:
-    """The slice that an iteration sees."""
-    if isinstance(value, Activation):
-        return value
-    if isinstance(value, Constant):
-        known = None if value.value is None else value.value[i]
-        return Constant(_unstacked_statistics(value.statistics, i), known)
-    leaves = list(value.views)
-    if len(leaves) == 1 and value.views[leaves[0]] == ():
-        (leaf,) = leaves
-        return parameter(Leaf(leaf.index, (*leaf.place, i)), shape)
-    cut = (
-        Step("slice", ((i, i + 1, 1), *((0, size, 1) for size in shape))),
-        Step("reshape", shape),
-    )
-    views = {leaf: None if view is None else (*view, *cut) for leaf, view in value.views.items()}
-    axes = frozenset(axis - 1 for axis in value.axes if axis > 0)
-    return value._replace(views=views, axes=axes, statistics=_unstacked_statistics(value.statistics, i))
-
-
-def _unstacked_statistics(statistics: Statistics, i: int) -> Statistics:
-    """State that is stacked whole, layer by layer, is that of one layer."""
-    axes = {}
-    for leaf, old in statistics.axes.items():
-        if old is not None and old[:1] in (((0,),), ((),)):
-            rest = tuple(tuple(axis - 1 for axis in part) for part in old[1:])
-            axes[Leaf(leaf.index, (*leaf.place, i))] = rest
-        else:
-            axes[leaf] = None
-    roots = frozenset(leaf for leaf in axes if any(leaf.index == root.index for root in statistics.roots))
-    return statistics._replace(axes=axes, roots=roots)
 
 
 def _is_idle(value: Value) -> bool:

@@ -231,6 +231,37 @@ def test_positions_in_another_order_are_named():
         predict(*with_positions(lambda table: table[jnp.arange(16)[::-1] ** 2 % 16]), IMAGES)
 
 
+@pytest.mark.parametrize("rows", [((1, 0), (0, 0)), ((0, 1), (0, 0))])
+def test_positions_with_zeros_for_the_class_token(rows):
+    def apply(p, x):
+        patches, token = x.reshape(1, 16, 12) @ p["embed"], jnp.zeros((1, 1, 8))
+        tokens = [token, patches] if rows[0][0] else [patches, token]
+        return (jnp.concatenate(tokens, 1) + jnp.pad(p["table"], rows)).mean(1) @ p["head"]
+
+    filled, _ = predict(apply, with_positions(None)[1], IMAGES, strict=True)
+    expected, _ = predict(*with_positions(lambda table: table), IMAGES)
+    np.testing.assert_array_equal(filled["table"], expected["table"])
+
+
+def test_positions_of_each_head():
+    def by(table):
+        def apply(p, x):
+            patches, token = x.reshape(1, 16, 12) @ p["embed"], jnp.broadcast_to(p["token"], (1, 1, 8))
+            return (jnp.concatenate([token, patches], 1) + table(p["table"])).mean(1) @ p["head"]
+
+        return apply
+
+    params = {"embed": ones(12, 8), "token": ones(1, 1, 8), "head": ones(8, 10)}
+    with pytest.warns(UserWarning, match="token is concatenated"):
+        by_head, _ = predict(
+            by(lambda t: t.swapaxes(0, 1).reshape(17, 8)), params | {"table": ones(2, 17, 4)}, IMAGES
+        )
+        expected, _ = predict(by(lambda t: t), params | {"table": ones(17, 8)}, IMAGES)
+    joined = np.swapaxes(by_head["table"], 0, 1).reshape(17, 8)
+    np.testing.assert_array_equal(joined, expected["table"])
+    assert 0 < np.std(joined[0]) < 0.05  # the class token's row is drawn
+
+
 def test_a_class_token_with_a_shortcut_is_no_bias():
     def apply(p, x):
         patches = x.reshape(1, 16, 12) @ p["embed"]
@@ -273,6 +304,10 @@ MASK = jnp.arange(16.0)
             "a is an elem",
         ),
         (lambda p, x: x * jnp.sqrt(MASK) * p["a"], ones(16), "a is an elementwise scale"),
+        (lambda p, x: x * jnp.sqrt(p["a"]), ones(16), "a is an elementwise scale"),
+        (lambda p, x: x / jnp.sqrt(p["a"]), ones(1), "a is an elementwise scale"),
+        (lambda p, x: x * p["a"] ** 3.0, ones(16), "a is an elementwise scale"),
+        (lambda p, x: x * 10.0 ** p["a"], ones(16), "a is an elementwise scale"),
         (lambda p, x: x @ jnp.tile(p["a"], (2, 1)), ones(8, 16), "a is "),
     ],
 )
@@ -297,6 +332,21 @@ def test_running_statistics_in_the_tree_are_refused_by_name():
         ghn_jax.UnsupportedModel, match=r"'batch_stats\.layers_1\.var' is used as a running variance"
     ):
         predict(model.apply, variables, IMAGES)
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda x, v: x / jnp.sqrt(v + 1e-5),
+        lambda x, v: x * (1 / jnp.sqrt(v + 1e-5)),
+        lambda x, v: x * (v + 1e-5) ** -0.5,
+        lambda x, v: x * (jnp.arange(16.0) * jax.lax.rsqrt(v + 1e-5)),
+    ],
+)
+def test_a_running_variance_is_divided_by(use):
+    params = {"w": ones(16, 16), "v": ones(16), "head": ones(16, 10)}
+    with pytest.raises(ghn_jax.UnsupportedModel, match="'v' is used as a running variance"):
+        predict(lambda p, x: use(x @ p["w"], p["v"]) @ p["head"], params)
 
 
 # -- layers under shard_map ------------------------------------------------------------------------------------------

@@ -208,3 +208,50 @@ def test_exports_of_any_tree(tmp_path):
     tensors = safetensors.numpy.load_file(tmp_path / "torch.safetensors")
     np.testing.assert_array_equal(tensors["bn1.running_mean"], variables["batch_stats"]["bn1"]["mean"])
     assert tensors["layer1.0.bn1.num_batches_tracked"].shape == ()
+
+
+def linear(p, x):
+    return x.mean((1, 2)) @ p["w"]
+
+
+def test_a_random_key_among_the_parameters_is_kept():
+    params = {"w": jnp.ones((3, 10)), "key": jax.random.key(7)}
+    with pytest.warns(UserWarning, match="key is not used"):
+        filled, _ = ghn_jax.predict_parameters(ghn_jax.Function(linear, params), IMAGES)
+    assert filled["key"] == params["key"]
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({"act": jax.nn.relu}, r"'act', a custom_jvp: give arrays alone"),
+        ({"name": "abc"}, r"'name', a str: give arrays alone"),
+        ({"empty": jnp.ones((0, 4))}, r"without elements, empty \(0, 4\): leave it out"),
+    ],
+)
+def test_what_is_no_parameter_is_named(params, message):
+    with pytest.raises(ghn_jax.UnsupportedModel, match=message):
+        ghn_jax.predict_parameters(ghn_jax.Function(linear, params | {"w": jnp.ones((3, 10))}), IMAGES)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"seed": -1}, r"`seed` \(=-1\) must not be negative"),
+        ({"ghn": 5}, r"`ghn` \(a int\) is no GHN"),
+        ({"ghn": "ghn2-cifar"}, r"`ghn` \(='ghn2-cifar'\) is unknown: did you mean 'ghn2-cifar10'"),
+        ({"headless": True, "logits": "a"}, r"`logits` \(='a'\) has no effect with headless=True"),
+        ({"headless": True, "predict_class_layers": False}, "`predict_class_layers` .* no effect"),
+    ],
+)
+def test_arguments_are_checked(options, message):
+    with pytest.raises(ValueError, match=message):
+        ghn_jax.predict_parameters(Plain(), IMAGES, **options)
+
+
+def test_a_graph_without_classification_layer_under_strict_settings():
+    model = ghn_jax.Function(lambda p, x: x @ p["w"] + p["b"], {"w": jnp.ones((3, 4)), "b": jnp.ones(4)})
+    with pytest.raises(ghn_jax.UnsupportedModel, match="headless=True"):
+        ghn_jax.graph_of(model, IMAGES)
+    with jax.numpy_rank_promotion("raise"):
+        assert ghn_jax.graph_of(model, IMAGES, headless=True).num_nodes == 3

@@ -126,12 +126,12 @@ def test_a_full_disk_is_an_error_and_then_none(tiny, tmp_path: pathlib.Path, mon
     for place in ("runs.checksums", "runs.checkpointer", "_on_disk"):
         with monkeypatch.context() as patch:
             patch.setattr(f"ghn_jax.training.checkpoint.{place}", full)
-            with pytest.raises(OSError, match="No space left on device.* which begins again"):
+            with pytest.raises(OSError, match=r"No space left on device.* which begins again"):
                 loop.train(options(tmp_path / "run"))
     loop.train(options(tmp_path / "run", steps=2))
     with monkeypatch.context() as patch:
         patch.setattr("ghn_jax.training.checkpoint._on_disk", full)
-        with pytest.raises(OSError, match="No space left on device.* which goes on from step 2"):
+        with pytest.raises(OSError, match=r"No space left on device.* which goes on from step 2"):
             loop.train(options(tmp_path / "run"))
     loop.train(options(tmp_path / "run"))
     assert faults.metrics(tmp_path / "run") == faults.metrics(tmp_path / "expected")
