@@ -11,7 +11,7 @@ if __name__ == "__main__":
         from ghn_jax.finetuning.options import FinetuneOptions
 
     commands.run(FinetuneOptions, run)
-else:
+elif __name__ != "__mp_main__":  # as worker processes import what was run
     raise ImportError(
         "`ghn_jax.finetune` is a function: from ghn_jax import finetune, without importing this module"
     )

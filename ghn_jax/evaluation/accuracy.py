@@ -96,6 +96,7 @@ def accuracy(
     noise: float = 0.0,
     name: str = "the network",
     done: Callable[[int], None] = lambda batches: None,
+    batch_size: int = BATCH_SIZE,
 ) -> Accuracy:
     """Accuracy of a function from images to logits.
 
@@ -107,14 +108,15 @@ def accuracy(
         every call.
       name: of the network, for messages.
       done: is told how many batches were started, after each.
+      batch_size: images of a batch, on whose statistics the norms of `logits` may depend.
 
-    Raises ValueError for a split of less than 64 images, and for negative noise; NotFinite for logits that are not
+    Raises ValueError for a split of less images than a batch, and for negative noise; NotFinite for logits that are not
     finite.
     """
     if noise < 0:
         raise ValueError(f"`noise` (={noise}) must not be negative")
     counts, damaged = [], []
-    for number, part in enumerate(_batches(dataset, split, num_images, num_workers)):
+    for number, part in enumerate(_batches(dataset, split, num_images, num_workers, batch_size)):
         images = _noisy(part.images, noise, number) if noise else part.images
         predicted = logits(_normalized(images, dataset.mean, dataset.std, dataset.image_size))
         counts.append(_count(predicted, part.labels, part.new))
@@ -130,25 +132,29 @@ def accuracy(
 
 
 def _batches(
-    dataset: ImageDataset | StreamedDataset, split: str, num_images: int | None, num_workers: int
+    dataset: ImageDataset | StreamedDataset,
+    split: str,
+    num_images: int | None,
+    num_workers: int,
+    batch_size: int,
 ) -> Iterator[Batch]:
-    """Batches of 64 images.
+    """Batches of images.
 
-    Where the number of images is no multiple of 64, the last batch takes in images of the one before, which are
+    Where the number of images is no multiple of their size, the last batch takes in images of the one before, which are
     not to be counted twice (the published code makes it smaller, and its statistics poorer).
     """
     if isinstance(dataset, StreamedDataset):
         source = dataset.val if split == "val" else dataset.test
-        yield from evaluation_batches(dataset, source, BATCH_SIZE, num_images, num_workers=num_workers)
+        yield from evaluation_batches(dataset, source, batch_size, num_images, num_workers=num_workers)
         return
     held_out = dataset.val if split == "val" else dataset.test
     count = min(len(held_out.images), num_images or len(held_out.images))
-    if count < BATCH_SIZE:
-        raise ValueError(f"`split` (={split!r}) has {count} images: evaluation needs at least {BATCH_SIZE}")
-    for start in range(0, count, BATCH_SIZE):
-        first = min(start, count - BATCH_SIZE)
-        part = slice(first, first + BATCH_SIZE)
-        new = np.arange(first, first + BATCH_SIZE) >= start
+    if count < batch_size:
+        raise ValueError(f"`split` (={split!r}) has {count} images: evaluation needs at least {batch_size}")
+    for start in range(0, count, batch_size):
+        first = min(start, count - batch_size)
+        part = slice(first, first + batch_size)
+        new = np.arange(first, first + batch_size) >= start
         yield Batch(held_out.images[part], held_out.labels[part], new, ())
 
 

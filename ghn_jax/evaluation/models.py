@@ -16,7 +16,7 @@ from ghn_jax import pretrained
 from ghn_jax.deepnets.networks import from_batch_stats, from_params
 from ghn_jax.evaluation import results
 from ghn_jax.evaluation.accuracy import BATCH_SIZE, Logits, NotFinite, accuracy
-from ghn_jax.evaluation.options import EvaluateOptions, count_images, open_images
+from ghn_jax.evaluation.options import EvaluateOptions, count_images, images_header, open_images
 from ghn_jax.graphs import draw
 from ghn_jax.images.resident import ImageDataset
 from ghn_jax.images.sources import StreamedDataset
@@ -52,6 +52,7 @@ def _evaluate_model(options: EvaluateOptions, shown: Status) -> None:
         "dataset": name,
         "split": options.split,
     }
+    header |= images_header(options, dataset)
     header |= {"images": options.num_images} if options.num_images else {}
     header |= {"noise": options.noise} if options.noise else {}
     done = results.open_results(options.results, header) if options.results else {}
@@ -65,6 +66,8 @@ def _evaluate_model(options: EvaluateOptions, shown: Status) -> None:
     shown.say(
         f"{options.ckpt} {results.training(ghn.info)}: {options.arch} for {name}, {report.graph.num_nodes} nodes"
     )
+    for note in dataset.notes:
+        shown.say(f"note: {note}")
     shown.say(str(report))
     for warning in caught:
         shown.say(f"note: {warning.message}")
@@ -96,6 +99,8 @@ def _evaluate_model(options: EvaluateOptions, shown: Status) -> None:
         f"top-1 {tested.top1:.2f} %, top-5 {tested.top5:.2f} % on {tested.num_images} {name} images "
         f"(batch statistics of {BATCH_SIZE}), {time.monotonic() - start:.1f} s"
     )
+    if tested.damaged:
+        shown.say(f"{len(tested.damaged)} damaged images do not count, the first is {tested.damaged[0]}")
     if options.results is not None and options.arch not in done:
         row = {
             "arch": options.arch,

@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 from ghn_jax.deepnets.image_sizes import check_image_size
@@ -89,6 +90,8 @@ class EvaluateOptions:
         check_range("num_workers", self.num_workers, 0, 1024)
         check_range("noise", self.noise, 0, LARGEST)
         options._check_used()
+        if self.split in SPLITS and self.deepnets_dir is None:
+            check_range("num_archs", self.num_archs, 1, SPLITS[self.split].size)
         if options.export is not None and options.export.suffix not in ("", ".safetensors"):
             raise ValueError(
                 f"`export` (={str(options.export)!r}) ends in {options.export.suffix}: give FILE.safetensors, or the "
@@ -155,7 +158,26 @@ def open_images(options: EvaluateOptions, info: dict[str, Any]) -> tuple[str, Im
     image_size = trained if options.image_size is None else options.image_size
     if image_size is not None:
         check_image_size(image_size)
-    return name, load(name, options.data_dir, image_size, options.num_workers)
+    dataset = load(name, options.data_dir, image_size, options.num_workers)
+    classes = info.get("classes") if name == info.get("dataset") else None
+    if classes is not None and list(dataset.classes) != classes:
+        raise ValueError(
+            f"`dataset` (={name!r}) has other classes, or in another order, than when `ckpt` (={options.ckpt!r}) was "
+            f"trained on it ({_some(classes)} then, {_some(dataset.classes)} now): name their folders as they were"
+        )
+    return name, dataset
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+
+
+def images_header(options: EvaluateOptions, dataset: ImageDataset | StreamedDataset) -> dict[str, Any]:
+    """What tells the images of an evaluation from others of the same name, in a results file."""
+    header: dict[str, Any] = {"image_size": options.image_size} if options.image_size else {}
+    if isinstance(dataset, StreamedDataset):  # others are always the same
+        header["fingerprint"] = dataset.fingerprint
+    return header
 
 
 def count_images(options: EvaluateOptions, dataset: ImageDataset | StreamedDataset) -> int:

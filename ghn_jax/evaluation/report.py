@@ -15,7 +15,14 @@ from ghn_jax.evaluation import results
 from ghn_jax.evaluation.accuracy import NotFinite, Summary, network_accuracy, predict_flat, summarize
 from ghn_jax.evaluation.architectures import select
 from ghn_jax.evaluation.models import evaluate_model
-from ghn_jax.evaluation.options import TABLE, EvaluateOptions, count_images, is_model, open_images
+from ghn_jax.evaluation.options import (
+    TABLE,
+    EvaluateOptions,
+    count_images,
+    images_header,
+    is_model,
+    open_images,
+)
 from ghn_jax.evaluation.table import evaluate_table
 from ghn_jax.executor import lanes
 from ghn_jax.executor.program import Lowered
@@ -82,7 +89,7 @@ def _evaluate_split(options: EvaluateOptions, shown: Status) -> tuple[Summary, d
         "seed": options.seed,
         "channels": options.channels,
     }
-    header |= {"image_size": options.image_size} if options.image_size else {}
+    header |= images_header(options, dataset)
     header |= {"noise": options.noise} if options.noise else {}
     if options.deepnets_dir is not None:
         header["deepnets_dir"] = str(options.deepnets_dir)

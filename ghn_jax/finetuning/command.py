@@ -35,6 +35,8 @@ def run(options: FinetuneOptions) -> None:
 def _run(options: FinetuneOptions, shown: Status) -> None:
     shown.doing(f"loading {options.dataset}")
     dataset = load(options.dataset, options.data_dir, options.image_size, options.num_workers)
+    for note in dataset.notes:
+        shown.say(f"note: {note}")
     workdir = options.workdir or _default_workdir(options)
     curves: comparison.Curves = {start: {} for start in options.starts()}
     for seed in range(options.seed, options.seed + options.seeds):
@@ -47,13 +49,14 @@ def _run(options: FinetuneOptions, shown: Status) -> None:
                 f"{options.arch} from {start}, seed {seed}, on {options.dataset} ({len(part.train):,} images of "
                 f"{dataset.num_classes} classes at {dataset.image_size} pixels)"
             )
+            folder = workdir / _plain(start) / f"seed{seed}"
             with called("model", "arch"):
                 result = loop.train(
                     model,
-                    FromDataset(part, options.evaluate_on, options.num_workers),
+                    FromDataset(part, options.evaluate_on, options.num_workers, folder),
                     start,
                     recipe,
-                    workdir / _plain(start) / f"seed{seed}",
+                    folder,
                     options.checkpoint_every,
                     options.log_every,
                     shown,
@@ -85,7 +88,7 @@ def make_model(options: FinetuneOptions, num_classes: int, image_size: int, seed
     elif arch in NAMED:
         found = NAMED[arch]
     else:
-        raise unknown_name("arch", arch, [*NAMES, *NAMED, "an index of a split"])
+        raise unknown_name("arch", arch, [*NAMES, *NAMED, "an index of a split", "FILE.py:FACTORY"])
     return CellNetwork(_widened(found, options.channels), num_classes, image_size, running_statistics=True)
 
 

@@ -1,6 +1,7 @@
 """Images to train on, and to test on: an image set, arrays, or the batches of an iterator."""
 
 import itertools
+import pathlib
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple, Protocol
 
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from ghn_jax.evaluation.results import checksum
 from ghn_jax.images.resident import ImageDataset, batch_indices
 from ghn_jax.images.sources import StreamedDataset
 
@@ -28,6 +30,10 @@ class Accuracy(NamedTuple):
     top5: float
 
 
+class NonFiniteLogits(ValueError):
+    """Logits became infinite or not a number."""
+
+
 class Data(Protocol):
     """What a network is trained and tested on.
 
@@ -35,11 +41,13 @@ class Data(Protocol):
       image_shape: (height, width, channel) of the images that the network sees.
       num_images: images to train on; None if only the iterator knows.
       num_classes: None if nobody knows.
+      identity: what tells the images from others, in JSON values.
     """
 
     image_shape: tuple[int, ...]
     num_images: int | None
     num_classes: int | None
+    identity: dict[str, Any]
 
     def batches(
         self, batch_size: int, seed: int, first: int, state: dict[str, Any]
@@ -55,25 +63,31 @@ class Data(Protocol):
         """The accuracy on images never trained on, None if there are none."""
         ...
 
+    @property
+    def damage(self) -> str | None:
+        """What there is to say of damaged images, None if all were whole."""
+        ...
+
     def close(self) -> None:
         """Ends worker processes."""
         ...
 
 
-def make_data(data: Any, test: Arrays | None = None) -> Data:
+def make_data(data: Any, test: Arrays | None = None, workdir: pathlib.Path | None = None) -> Data:
     """Images from what a user has.
 
     Args:
       data: an image set of `ghn_jax.images`; a pair of arrays (images, labels); or an iterable of such pairs, one for
         each step.
       test: images and labels to test on, for what is no image set, whose test images are used.
+      workdir: keeps the names of damaged images.
 
     Raises ValueError if shapes do not fit.
     """
     if isinstance(data, ImageDataset | StreamedDataset):
         from ghn_jax.finetuning.image_sets import FromDataset  # needs decoders, which arrays do without
 
-        return FromDataset(data)
+        return FromDataset(data, workdir=workdir)
     if isinstance(data, tuple) and len(data) == 2 and np.ndim(data[1]) == 1:
         images, labels = _checked(data, "data")
         return FromArrays(images, labels, _checked(test, "test") if test is not None else None)
@@ -87,10 +101,15 @@ def make_data(data: Any, test: Arrays | None = None) -> Data:
 class FromArrays:
     """Arrays, in a new order in each epoch, not augmented."""
 
+    damage = None
+
     def __init__(self, images: np.ndarray, labels: np.ndarray, test: tuple[np.ndarray, np.ndarray] | None):
         self.image_shape = images.shape[1:]
         self.num_images: int | None = len(images)
-        self.num_classes: int | None = int(labels.max()) + 1
+        self.num_classes: int | None = 1 + max(
+            int(part[1].max()) for part in ((images, labels), test) if part
+        )
+        self.identity = {"fingerprint": checksum([images, labels, test])}
         self._images, self._labels, self._test = images, labels, test
 
     def batches(
@@ -115,15 +134,19 @@ class FromArrays:
 
 
 class FromIterator:
-    """Batches as they come. A resumed run passes over those it has seen."""
+    """Batches as they come. A resumed run passes over those it has seen, and knows the first of them again."""
+
+    damage = None
 
     def __init__(self, batches: Iterator[Any], test: tuple[np.ndarray, np.ndarray] | None):
         first = next(batches, None)
         if first is None:
             raise ValueError("`data` has no batch: give an iterable of (images, labels)")
-        self.image_shape = _checked(first, "data")[0].shape[1:]
+        images, labels = _checked(first, "data")
+        self.image_shape = images.shape[1:]
         self.num_images: int | None = None
-        self.num_classes: int | None = None
+        self.num_classes: int | None = None if test is None else int(test[1].max()) + 1
+        self.identity = {"fingerprint": checksum([images, labels, test])}
         self._batches, self._test = itertools.chain([first], batches), test
 
     def batches(
@@ -176,7 +199,13 @@ def _test(logits: Logits, test: tuple[np.ndarray, np.ndarray] | None) -> Accurac
     for start in range(0, len(labels), _TEST_BATCH):
         part, wanted = images[start : start + _TEST_BATCH], labels[start : start + _TEST_BATCH]
         rows: Array = logits(jnp.asarray(np.resize(part, (_TEST_BATCH, *part.shape[1:]))))[: len(wanted)]
-        order = np.argsort(-np.asarray(rows, np.float32), axis=-1, kind="stable")
+        numbers = np.asarray(rows, np.float32)
+        if not np.isfinite(numbers).all():
+            raise NonFiniteLogits(
+                f"the logits of test images {start} to {start + len(wanted) - 1} are not finite: the network has no "
+                "accuracy; checkpoints are as before"
+            )
+        order = np.argsort(-numbers, axis=-1, kind="stable")
         hits += [(order[:, :k] == wanted[:, None]).any(-1).sum() for k in (1, 5)]
     top1, top5 = 100.0 * hits / len(labels)
     return Accuracy(float(top1), float(top5))

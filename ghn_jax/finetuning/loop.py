@@ -11,12 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from ghn_jax.finetuning.classifier import classifier, logits_of, named, unnamed
-from ghn_jax.finetuning.data import Arrays, Data, make_data
+from ghn_jax.finetuning.data import Arrays, Batch, Data, make_data
 from ghn_jax.finetuning.recipe import Recipe, learning_rate, make_optimizer
 from ghn_jax.finetuning.starts import RANDOM, make_start
 from ghn_jax.finetuning.step import Devices, State, make_step
+from ghn_jax.images.identity import Identity
 from ghn_jax.pretrained import TrainedGHN
 from ghn_jax.runtime import signals
+from ghn_jax.runtime.errors import check_range
 from ghn_jax.runtime.status import Lines, Shown
 from ghn_jax.tracing.batch_norm import fill_running_statistics
 from ghn_jax.training.checkpoint import RunCheckpoints
@@ -86,9 +88,19 @@ def finetune(
     """
     recipe, say = recipe or Recipe(), say or (lambda _: None)
     recipe.check()
+    for name, steps in (("checkpoint_every", checkpoint_every), ("log_every", log_every)):
+        check_range(name, steps, 1)
     shown = Lines(say)
     return train(
-        model, make_data(data, test), init, recipe, workdir, checkpoint_every, log_every, shown, identity={}
+        model,
+        make_data(data, test, workdir),
+        init,
+        recipe,
+        workdir,
+        checkpoint_every,
+        log_every,
+        shown,
+        identity={},
     )
 
 
@@ -117,16 +129,18 @@ def train(
         tests = recipe.evaluation_steps(last_step)
         rates = np.asarray(jax.vmap(learning_rate(recipe, last_step))(jnp.arange(last_step)))
         optimizer = make_optimizer(recipe, last_step)
-        _check_logits(logits_of(network, sample_input), data)
+        logits = logits_of(network, sample_input)
+        _check_logits(logits, data)
         shown.doing(f"making the start {init if isinstance(init, str) else ''}".rstrip())
-        variables, notes = make_start(init, model, network, sample_input, recipe)
+        variables, notes, source = make_start(init, model, network, sample_input, recipe)
         params, state = network.split(variables)
         if not jax.tree.leaves(params):
             raise ValueError("`model` has no parameters: there is nothing to train")
         begin = State(params, state, jax.jit(optimizer.init)(params), jnp.zeros((), jnp.int32))
 
         # -- resume: checkpoint (settings must agree), then the metrics up to it -------------------------------------
-        identity = identity | recipe.identity() | {"last_step": last_step, "parameters": _shapes(params)}
+        identity |= recipe.identity() | {"last_step": last_step, "parameters": _shapes(params)}
+        identity |= {"start": source, "data": data.identity}
         checkpoints = RunCheckpoints(workdir) if workdir else None
         progress: dict[str, Any] = {"images": {}}
         mark = None
@@ -135,7 +149,8 @@ def train(
         fresh = checkpoints is None or checkpoints.latest_step() is None
         if checkpoints is not None and not fresh:
             saved = checkpoints.meta()
-            _check_same_run(workdir, identity, saved.get("finetuned"))
+            for remark in _check_same_run(workdir, identity, saved.get("finetuned")):
+                say(f"note: {remark}")
             progress |= saved["progress"]
             mark = saved["metrics"]
             begin = _restored(checkpoints.restore(_saved(begin)), begin)
@@ -146,6 +161,8 @@ def train(
         metrics = MetricsFile(file, mark)
         tested = [] if file is None else read_tests(file, first_step)
         batches = data.batches(batch_size, recipe.seed, first_step, progress["images"])
+        if not batch_size:  # of an iterator nobody knows what labels come
+            batches = _within(batches, logits.shape[1])
         batch = batches(first_step) if first_step < last_step else None
         if fresh and batch is not None and jax.tree.leaves(begin.state):
             filled = fill_running_statistics(model, network.join(begin.params, begin.state), batch[0])
@@ -226,6 +243,8 @@ def train(
                     goes_on = f"saved after step {step + 1}; the same command goes on from there"
                     nothing = f"step {step + 1} was the last, and nothing is kept without `workdir`"
                     raise signals.Interrupted(request.number, goes_on if workdir else nothing)
+        if data.damage:
+            say(f"note: {data.damage}")
         return Finetuned(network.join(now.params, now.state), tested, notes)
 
 
@@ -250,17 +269,54 @@ def _check_logits(logits: jax.ShapeDtypeStruct, data: Data) -> None:
         )
 
 
+def _within(batches: Callable[[int], Batch], num_logits: int) -> Callable[[int], Batch]:
+    """The same batches; a label that no logit is for is an error."""
+
+    def checked(step: int) -> Batch:
+        images, labels = batches(step)
+        if (most := int(labels.max())) >= num_logits:
+            raise ValueError(
+                f"`data` has label {most} in batch {step + 1}, and `model` has {num_logits} logits: make it with as "
+                "many as there are classes; checkpoints are as before"
+            )
+        return images, labels
+
+    return checked
+
+
 def _check_same_run(
     workdir: pathlib.Path | None, identity: dict[str, Any], saved: dict[str, Any] | None
-) -> None:
+) -> list[str]:
+    """What is to be said of a run that goes on; ValueError if it cannot."""
     if saved is None:
         raise ValueError(f"`workdir` (={str(workdir)!r}) holds a run of another kind: give another --workdir")
-    differences = [f"{k} was {saved.get(k)}, is {v}" for k, v in identity.items() if saved.get(k) != v]
+    unknown = [name for name in ("start", "data") if name not in saved]
+    differences = [
+        f"{k} was {saved.get(k)}, is {v}"
+        for k, v in identity.items()
+        if k not in ("start", "data") and saved.get(k) != v
+    ]
+    if "start" in saved and saved["start"] != identity["start"]:
+        differences.append("the weights of its start were others")
+    if "data" in saved and saved["data"] != identity["data"]:
+        differences.append(_changed_images(saved["data"], identity["data"]))
     if differences:
         raise ValueError(
             f"`workdir` (={str(workdir)!r}) holds another run ({'; '.join(differences)}): use those settings, or "
             "another --workdir"
         )
+    return (
+        ["the run began with an earlier version, which kept no trace of its start and images"]
+        if unknown
+        else []
+    )
+
+
+def _changed_images(before: dict[str, Any], now: dict[str, Any]) -> str:
+    if "classes" not in before or "classes" not in now:
+        return "its images were others"
+    identity = Identity(tuple(now["classes"]), now["num_images"], now["fingerprint"])
+    return "the images changed: " + ", ".join(identity.changes(before))
 
 
 def _shapes(params: Any) -> int:

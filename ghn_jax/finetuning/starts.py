@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from ghn_jax import pretrained
+from ghn_jax.evaluation.results import checksum
 from ghn_jax.finetuning.classifier import Classifier, logits_of, named, unnamed
 from ghn_jax.finetuning.recipe import Recipe
 from ghn_jax.models.before_training import add_noise, layer_names, orthogonalize
@@ -21,10 +22,16 @@ RANDOM = "random"
 
 
 class Start(NamedTuple):
-    """A model's variables before the first step, and what is to be said of them."""
+    """A model's variables before the first step.
+
+    Attributes:
+      notes: what is to be said of them.
+      source: tells the weights that they were made from apart from others.
+    """
 
     variables: Any
     notes: tuple[str, ...]
+    source: str
 
 
 def make_start(
@@ -42,14 +49,15 @@ def make_start(
     """
     key = jax.random.key(recipe.seed)
     if init == RANDOM:
-        return Start(classifier.draw(key), ())
+        return Start(classifier.draw(key), (), RANDOM)
     if not isinstance(init, TrainedGHN):
         path = pathlib.Path(init)
         if path.is_dir() and (path / "checkpoints").is_dir():
             with called("ckpt", "init"):
                 saved, meta = load_weights(path)
             if "finetuned" in meta:
-                return _go_on(path, saved, classifier, classifier.draw(key))
+                num_classes = logits_of(classifier, sample_input).shape[-1]
+                return _go_on(path, saved, classifier, classifier.draw(key), num_classes)
         with called("ckpt", "init"):
             init = pretrained.load(init)
     return _predicted(init, model, classifier, sample_input, recipe)
@@ -77,7 +85,7 @@ def _predicted(
         params = add_noise(params, recipe.noise, recipe.seed, layers=layers)
     if recipe.orthogonal:
         params = orthogonalize(params, layers=layers)
-    return Start(classifier.join(params, state), (str(report), *notes))
+    return Start(classifier.join(params, state), (str(report), *notes), checksum(ghn.params))
 
 
 def _public(name: str) -> str:
@@ -85,7 +93,9 @@ def _public(name: str) -> str:
     return name.removesuffix(".value")
 
 
-def _go_on(path: pathlib.Path, saved: dict[str, Any], classifier: Classifier, fresh: Any) -> Start:
+def _go_on(
+    path: pathlib.Path, saved: dict[str, Any], classifier: Classifier, fresh: Any, num_classes: int
+) -> Start:
     """The variables of an earlier run; a last layer for other classes is drawn."""
     params, state = classifier.split(fresh)
     notes, trees = [], []
@@ -94,7 +104,9 @@ def _go_on(path: pathlib.Path, saved: dict[str, Any], classifier: Classifier, fr
         other = [
             name for name, leaf in own.items() if name not in found or np.shape(found[name]) != leaf.shape
         ]
-        if own.keys() != found.keys() or len(other) > 2:
+        if own.keys() != found.keys() or not all(
+            _of_classes(own[name], found[name], num_classes) for name in other
+        ):
             different = sorted(set(other) | (own.keys() ^ found.keys()))
             raise ValueError(
                 f"`init` (={str(path)!r}) is of another model ({different[0]} and {len(different) - 1} others differ): "
@@ -103,4 +115,12 @@ def _go_on(path: pathlib.Path, saved: dict[str, Any], classifier: Classifier, fr
         if other:
             notes.append(f"{' and '.join(other)}, for another number of classes, drawn")
         trees.append(unnamed(found | {name: own[name] for name in other}, tree))
-    return Start(classifier.join(*trees), tuple(notes))
+    return Start(classifier.join(*trees), tuple(notes), checksum(saved))
+
+
+def _of_classes(own: Any, found: Any, num_classes: int) -> bool:
+    """Whether two tensors differ in nothing but the number of classes, as those of a last layer do."""
+    different = [i for i, (a, b) in enumerate(zip(np.shape(own), np.shape(found), strict=False)) if a != b]
+    return (
+        np.ndim(own) == np.ndim(found) and len(different) == 1 and np.shape(own)[different[0]] == num_classes
+    )

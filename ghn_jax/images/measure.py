@@ -29,7 +29,7 @@ class Measured(NamedTuple):
     """What images have in common.
 
     Attributes:
-      shape: height, width and colours of all; None, None and 3 where they differ.
+      shape: height, width and colours of all; None, None and 3 where sizes differ, 3 colours where some are grey.
       shorter: median of the shorter sides, in pixels.
     """
 
@@ -56,7 +56,8 @@ def measure(source: Source, stored: Shape) -> Measured:
         raise DamagedImage(
             f"none of {len(places)} images can be read ({damage}): is the disk there, the data set whole?"
         )
-    shape = shapes[0] if len(set(shapes)) == 1 else (None, None, 3)
+    sizes, colors = {shape[:2] for shape in shapes}, {shape[2] for shape in shapes}
+    shape = (None, None, 3) if len(sizes) > 1 else (*shapes[0][:2], max(colors))
     return Measured(shape, round(statistics.median(min(height, width) for height, width, _ in shapes)))
 
 

@@ -1,6 +1,7 @@
 """A few training images of each class."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import TypeVar
 
 import numpy as np
@@ -16,14 +17,15 @@ AnyDataset = TypeVar("AnyDataset", bound=ImageDataset | StreamedDataset)
 def few_shots(dataset: AnyDataset, shots: int, seed: int = 0) -> AnyDataset:
     """The set with `shots` training images of each class, chosen by the seed; other splits stay whole.
 
-    Of a streamed set labels are read in random order until all classes are complete.
+    Of a streamed set labels are read in random order until all classes are complete; damaged images are passed over.
 
     Raises ValueError if a class has fewer.
     """
     if shots < 1:
         raise ValueError(f"`shots` (={shots}) must be at least 1")
     if isinstance(dataset, StreamedDataset):
-        chosen = _choose(_Labels(dataset.train), dataset.num_classes, shots, seed)
+        labels = _Labels(dataset.train)
+        chosen = _choose(labels, dataset.num_classes, shots, seed, labels.is_whole)
         return dataclasses.replace(dataset, train=Subset(dataset.train, chosen))
     train = dataset.train
     chosen = _choose(train.labels, dataset.num_classes, shots, seed)
@@ -45,13 +47,25 @@ class _Labels:
         except DamagedImage:
             return -1
 
+    def is_whole(self, index: int) -> bool:
+        """Whether an image that was read can be decoded."""
+        from ghn_jax.images import decode  # needs decoders, whose absence `open_dataset` has reported
 
-def _choose(labels, num_classes: int, shots: int, seed: int) -> Int[np.ndarray, " image"]:
+        try:
+            decode.central_crop(self._source[index].data, 32, 32)
+        except DamagedImage:
+            return False
+        return True
+
+
+def _choose(
+    labels, num_classes: int, shots: int, seed: int, is_whole: Callable[[int], bool] = lambda index: True
+) -> Int[np.ndarray, " image"]:
     chosen: list[int] = []
     counts = np.zeros(num_classes, int)
     for index in np.random.default_rng(seed).permutation(len(labels)):
         label = labels[int(index)]
-        if label >= 0 and counts[label] < shots:
+        if label >= 0 and counts[label] < shots and is_whole(int(index)):
             counts[label] += 1
             chosen.append(int(index))
             if len(chosen) == shots * num_classes:

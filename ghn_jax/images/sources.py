@@ -117,7 +117,8 @@ def open_dataset(
     shape, shorter = Measured((None, None, 3), LARGE) if name == "imagenet" else measure(train, found.shape)
     image_size = image_size or natural_size(shorter)
     characters = shows_characters(shape, found.classes)
-    thumbnails = shape[0] == shape[1] and shorter <= THUMBNAIL and image_size == natural_size(shorter)
+    is_square = shape[0] is not None and shape[0] == shape[1]
+    thumbnails = is_square and shorter <= THUMBNAIL and image_size == natural_size(shorter)
     whole = characters or thumbnails
     mean, std = _CIFAR10_COLORS if whole else _IMAGENET_COLORS
     return StreamedDataset(

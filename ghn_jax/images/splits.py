@@ -54,9 +54,12 @@ def three_splits(dataset: str, splits: Mapping[str, Split], needs_test: bool = F
     """
     for name, split in splits.items():
         if len(split) == 0:
-            raise ValueError(
-                f"`dataset` (={dataset!r}) has no images in its split {name!r}: prepare it again"
+            remedy = (
+                f"move {name} away, or its images into folders of their classes"
+                if dataset.startswith("folder:")
+                else "prepare it again"
             )
+            raise ValueError(f"`dataset` (={dataset!r}) has no images in its split {name!r}: {remedy}")
     # Test labels that a benchmark keeps secret are stored as -1.
     labelled = {name: split for name, split in splits.items() if split.labelled()}
     names = split_names(dataset, labelled)

@@ -174,6 +174,7 @@ def _train(plan: _Plan, owned: contextlib.ExitStack, shown: Status) -> None:
             say(f"step {step} was skipped: no checkpoint")
             return
         info = options.identity() | {"steps": step, "architectures": step * (options.meta_batch_size or 0)}
+        info |= {"classes": list(dataset.classes)} if isinstance(dataset, StreamedDataset) else {}
         info |= {"before": history} if history else {}
         best = False
         if validate:
@@ -300,8 +301,11 @@ def _train(plan: _Plan, owned: contextlib.ExitStack, shown: Status) -> None:
     say(f"done: {last_step} steps{best}{damaged}, in {options.workdir}")
     run = shlex.quote(str(options.workdir))
     images = f" --data_dir={shlex.quote(str(options.data_dir))}" if options.data_dir else ""
-    say(f"next: python evaluate.py --ckpt={run}{images} --num_archs=20  # on unseen architectures")
-    say(f"      ghn_jax.predict_parameters(model, images, {str(options.workdir)!r})  # for a model of yours")
+    then = "next: "
+    if len(dataset.test) >= BATCH_SIZE:  # fewer cannot be evaluated on
+        say(f"{then}python evaluate.py --ckpt={run}{images} --num_archs=20  # on unseen architectures")
+        then = "      "
+    say(f"{then}ghn_jax.predict_parameters(model, images, {str(options.workdir)!r})  # for a model of yours")
 
 
 def _replicated(array: jax.Array) -> jax.ShapeDtypeStruct:

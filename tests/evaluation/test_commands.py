@@ -18,10 +18,11 @@ from ghn_jax.deepnets.lowering import lower
 from ghn_jax.evaluation import accuracy as accuracy_module
 from ghn_jax.evaluation import report, results
 from ghn_jax.evaluation.accuracy import NotFinite, accuracy
-from ghn_jax.evaluation.options import EvaluateOptions, count_images
+from ghn_jax.evaluation.options import EvaluateOptions, count_images, images_header, open_images
 from ghn_jax.images.loading import load
 from ghn_jax.images.resident import ImageDataset, ImageSplit
 from ghn_jax.runtime import commands, outputs
+from tests.image_sets import write_folder
 
 REFUSED = {
     "--split=tset": "did you mean 'test'",
@@ -45,7 +46,8 @@ REFUSED = {
     "--results=/proc/no/r.jsonl": "`results` (='/proc/no/r.jsonl') cannot be written",
     "--results=/": "`results`",
     "--num_archs=0": "`num_archs` (=0) must be at least 1",
-    "--num_archs=99999999999999999999": "at most 2147483647",
+    "--num_archs=501": "`num_archs` (=501) must be at least 1, and at most 500",
+    "--num_archs=99999999999999999999 --split=table": "at most 2147483647",
     "--num_images=63": "`num_images` (=63) must be at least 64",
     "--channels=20": "multiple of 16",
     "--channels=-16": "must be at least 16",
@@ -67,6 +69,21 @@ def test_refused_in_one_line(line: str):
     with pytest.raises(ValueError) as error:
         commands.parse(EvaluateOptions, line.split()).resolve()
     assert REFUSED[line] in " ".join(str(error.value).split())
+
+
+def test_images_are_those_of_the_training_and_of_the_results(tmp_path: pathlib.Path):
+    write_folder(tmp_path, {split: {"a": 64, "b": 64} for split in ("train", "val", "test")})
+    name = f"folder:{tmp_path}"
+    info = {"dataset": name, "classes": ["a", "b"], "image_size": 32}
+    _, dataset = open_images(EvaluateOptions(), info)
+    before = images_header(EvaluateOptions(image_size=64), dataset)
+    assert before["image_size"] == 64
+    (tmp_path / "test/a/000.jpg").rename(tmp_path / "test/b/other.jpg")
+    assert images_header(EvaluateOptions(image_size=64), open_images(EvaluateOptions(), info)[1]) != before
+    for split in ("train", "val", "test"):
+        (tmp_path / split / "a").rename(tmp_path / split / "z")
+    with pytest.raises(ValueError, match=r"other classes.*\(a, b then, b, z now\): name their folders"):
+        open_images(EvaluateOptions(), info)
 
 
 def test_home_is_expanded(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path):

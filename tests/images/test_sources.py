@@ -43,6 +43,26 @@ def test_tfds_gives_classes_and_size(tmp_path):
     assert (other.image_size, other.crops) == (32, "resized")
 
 
+@pytest.mark.parametrize(
+    ("sizes", "crops"),
+    [
+        ([(32, 32)], "shifted"),
+        ([(40, 60)], "resized"),
+        ([(40, 60), (60, 40)], "resized"),
+        ([(32, 32), (40, 40)], "resized"),
+    ],
+)
+def test_thumbnails_are_square_and_of_one_size(tmp_path, sizes, crops):
+    for split in ("train", "test"):
+        for name in ("ant", "bee"):
+            (tmp_path / split / name).mkdir(parents=True)
+            for number in range(20):
+                height, width = sizes[number % len(sizes)]
+                image = picture(number, height, width).convert("L" if number % 5 == 0 else "RGB")
+                image.save(tmp_path / split / name / f"{number}.png")
+    assert open_dataset(f"folder:{tmp_path}").crops == crops
+
+
 def test_folder_holds_out_the_last_files_of_each_class(tmp_path):
     write_folder(tmp_path, {"train": {"ant": 30, "bee": 12, "cat": 5}, "val": {"ant": 2, "cat": 1}})
     (tmp_path / "train/ant/readme.txt").write_text("no image")
