@@ -49,6 +49,7 @@ class Draw:
       narrowest: whether all have the fewest channels instead.
       work: most multiply-adds (`Lowered.work`) on an image of 32 x 32.
       places: most places of the flat parameter vector.
+      norm_free: share of the networks drawn that lose their batch norm, as those of the split bnfree have none.
     """
 
     widths: Widths = Widths(millions=0.8, cells=12, medium=2, light=3)
@@ -56,6 +57,7 @@ class Draw:
     narrowest: bool = False
     work: float = math.inf
     places: float = math.inf
+    norm_free: float = 0.0
 
     def changes(self) -> dict[str, Any]:
         """What is not as for GHN-2, in JSON values."""
@@ -65,6 +67,8 @@ class Draw:
 
 DRAWS = {
     "published": Draw(),
+    # of the published ones 2 % have no batch norm, and those are shallow
+    "norm_free": Draw(norm_free=1 / 8),
     # as GHN-3 is trained
     "wider": Draw(widths_of_large=Widths(millions=2.0, cells=14, medium=4, light=5)),
     # Below the median work of the split train. One network in 30 of those has more places, for which the decoder would
@@ -217,6 +221,8 @@ def _with_width(
         arch, capacity = _sample(own, SPLITS["train"], image_size)
     else:
         arch, capacity = stored[index], None
+    if draw.norm_free and rng.random() < draw.norm_free:
+        arch = dataclasses.replace(arch, norm=False)
     if draw.narrowest:
         return dataclasses.replace(arch, C=CHANNELS[0], fc_dim=FC_DIMS[0])
     wider = draw.widths_of_large if image_size != CIFAR_SIZE else None

@@ -95,8 +95,8 @@ class TrainOptions:
     """GHN whose weights to start from, rather than as the recipe says: a name, a file or the workdir of a run, for as
     many classes."""
     draw: str | None = None
-    """Architectures: published, of 32 to 128 channels; wider, with more where images are large; or narrow, of 32 and
-    the lighter half [published, digits: narrow, with ghn3: wider]."""
+    """Architectures: published, of 32 to 128 channels; wider, with more where images are large; norm_free, of which one
+    in eight has no batch norm; or narrow, of 32 and the lighter half [published, digits: narrow, with ghn3: wider]."""
     epochs: int | None = None
     """Passes over the images, as one architecture sees them [300, imagenet: 150, with ghn3: 75, digits: 7]."""
     steps: int | None = None

@@ -142,6 +142,13 @@ def test_wider_networks_for_large_images():
     assert mean_width(draw="wider") == mean_width()
 
 
+def test_one_network_in_eight_without_batch_norm():
+    drawn = [sampling.meta_batch(0, step, 8, draw="norm_free") for step in range(20)]
+    norm_free = [arch for batch in drawn for arch in batch.architectures if not arch.norm]
+    assert 10 <= len(norm_free) <= 35
+    assert max(arch.n_cells for arch in norm_free) > 10  # of the published ones shallow networks alone
+
+
 def test_predefined_architectures():
     assert named("resnet50").num_parameters == 23_520_842
     assert named("ViT", num_classes=1000, image_size=224).graph.shapes[-1] == (1000,)
