@@ -29,6 +29,7 @@ from ghn_jax.models import assembly, tensor_decoder
 from ghn_jax.models.config import GHNConfig
 from ghn_jax.models.ghn import GHN, encode
 from ghn_jax.pretrained import TrainedGHN
+from ghn_jax.runtime.errors import called
 from ghn_jax.tracing.builder import Extracted
 from ghn_jax.tracing.errors import UnsupportedModel
 from ghn_jax.tracing.evaluation import default_settings
@@ -114,8 +115,6 @@ def predict_parameters(
         raise ValueError(
             f"`ghn` (a {type(ghn).__name__}) is no GHN: give a name, a path, or what ghn_jax.load returns"
         )
-    if isinstance(ghn, str | os.PathLike) and str(ghn):
-        pretrained.check_name(ghn, "ghn")
     heads = Heads("none" if headless else "predict" if predict_class_layers else "keep", logits)
     with _no_garbage_collection(), default_settings():
         return _predict(model, sample_input, ghn, seed, strict, heads)
@@ -149,7 +148,8 @@ def _predict(
     heads: Heads,
 ) -> Prediction:
     start = time.perf_counter()
-    loaded = ghn if isinstance(ghn, TrainedGHN) else pretrained.load(ghn or pretrained.DEFAULT)
+    with called("ckpt", "ghn"):
+        loaded = ghn if isinstance(ghn, TrainedGHN) else pretrained.load(ghn or pretrained.DEFAULT)
     traced = trace(model, sample_input, seed, logits=heads.logits, headless=heads.what == "none")
     traced_at = time.perf_counter()
     walked = traced.walk()

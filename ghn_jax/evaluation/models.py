@@ -18,6 +18,7 @@ from ghn_jax.evaluation import results
 from ghn_jax.evaluation.accuracy import BATCH_SIZE, Logits, NotFinite, accuracy
 from ghn_jax.evaluation.options import EvaluateOptions, count_images, images_header, open_images
 from ghn_jax.graphs import draw
+from ghn_jax.images.damage import DamageList
 from ghn_jax.images.resident import ImageDataset
 from ghn_jax.images.sources import StreamedDataset
 from ghn_jax.predict import predict_parameters
@@ -100,7 +101,10 @@ def _evaluate_model(options: EvaluateOptions, shown: Status) -> None:
         f"(batch statistics of {BATCH_SIZE}), {time.monotonic() - start:.1f} s"
     )
     if tested.damaged:
-        shown.say(f"{len(tested.damaged)} damaged images do not count, the first is {tested.damaged[0]}")
+        damage = DamageList(options.results.with_suffix(".damaged.txt") if options.results else None)
+        damage.add(tested.damaged)
+        where = f"see {damage.path}" if damage.path else f"the first is {tested.damaged[0]}"
+        shown.say(f"{len(tested.damaged)} damaged images do not count, {where}")
     if options.results is not None and options.arch not in done:
         row = {
             "arch": options.arch,

@@ -2,12 +2,12 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Sequence
 from typing import Any
 
 from ghn_jax.deepnets.image_sizes import check_image_size
 from ghn_jax.deepnets.sampling import NAMED, PREDEFINED, SPLITS
 from ghn_jax.evaluation.accuracy import BATCH_SIZE
+from ghn_jax.images.identity import changed_classes
 from ghn_jax.images.loading import absolute, load
 from ghn_jax.images.resident import ImageDataset
 from ghn_jax.images.sources import StreamedDataset
@@ -159,17 +159,13 @@ def open_images(options: EvaluateOptions, info: dict[str, Any]) -> tuple[str, Im
     if image_size is not None:
         check_image_size(image_size)
     dataset = load(name, options.data_dir, image_size, options.num_workers)
-    classes = info.get("classes") if name == info.get("dataset") else None
-    if classes is not None and list(dataset.classes) != classes:
+    trained_on = info.get("classes") if name == info.get("dataset") else None
+    if trained_on is not None and (changes := changed_classes(trained_on, dataset.classes)):
         raise ValueError(
-            f"`dataset` (={name!r}) has other classes, or in another order, than when `ckpt` (={options.ckpt!r}) was "
-            f"trained on it ({_some(classes)} then, {_some(dataset.classes)} now): name their folders as they were"
+            f"`dataset` (={name!r}) is not as when `ckpt` (={options.ckpt!r}) was trained on it "
+            f"({'; '.join(changes)}), whose labels would be others: name its folders as they were"
         )
     return name, dataset
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
 
 
 def images_header(options: EvaluateOptions, dataset: ImageDataset | StreamedDataset) -> dict[str, Any]:

@@ -30,10 +30,6 @@ class Accuracy(NamedTuple):
     top5: float
 
 
-class NonFiniteLogits(ValueError):
-    """Logits became infinite or not a number."""
-
-
 class Data(Protocol):
     """What a network is trained and tested on.
 
@@ -201,7 +197,7 @@ def _test(logits: Logits, test: tuple[np.ndarray, np.ndarray] | None) -> Accurac
         rows: Array = logits(jnp.asarray(np.resize(part, (_TEST_BATCH, *part.shape[1:]))))[: len(wanted)]
         numbers = np.asarray(rows, np.float32)
         if not np.isfinite(numbers).all():
-            raise NonFiniteLogits(
+            raise ValueError(
                 f"the logits of test images {start} to {start + len(wanted) - 1} are not finite: the network has no "
                 "accuracy; checkpoints are as before"
             )

@@ -290,16 +290,12 @@ def _check_same_run(
     """What is to be said of a run that goes on; ValueError if it cannot."""
     if saved is None:
         raise ValueError(f"`workdir` (={str(workdir)!r}) holds a run of another kind: give another --workdir")
-    unknown = [name for name in ("start", "data") if name not in saved]
+    unknown = {"start", "data"} - saved.keys()  # of earlier versions
     differences = [
-        f"{k} was {saved.get(k)}, is {v}"
-        for k, v in identity.items()
-        if k not in ("start", "data") and saved.get(k) != v
+        _difference(name, saved.get(name), value)
+        for name, value in identity.items()
+        if name not in unknown and saved.get(name) != value
     ]
-    if "start" in saved and saved["start"] != identity["start"]:
-        differences.append("the weights of its start were others")
-    if "data" in saved and saved["data"] != identity["data"]:
-        differences.append(_changed_images(saved["data"], identity["data"]))
     if differences:
         raise ValueError(
             f"`workdir` (={str(workdir)!r}) holds another run ({'; '.join(differences)}): use those settings, or "
@@ -312,8 +308,12 @@ def _check_same_run(
     )
 
 
-def _changed_images(before: dict[str, Any], now: dict[str, Any]) -> str:
-    if "classes" not in before or "classes" not in now:
+def _difference(name: str, before: Any, now: Any) -> str:
+    if name == "start":
+        return "the weights of its start were others"
+    if name != "data":
+        return f"{name} was {before}, is {now}"
+    if "classes" not in before or "classes" not in now:  # arrays or an iterator
         return "its images were others"
     identity = Identity(tuple(now["classes"]), now["num_images"], now["fingerprint"])
     return "the images changed: " + ", ".join(identity.changes(before))

@@ -26,23 +26,28 @@ class Identity:
 
     def changes(self, before: dict[str, Any]) -> list[str]:
         """What is no longer as in `before`, from `to_dict`; one phrase each, none if all is the same."""
-        found = []
-        classes = before["classes"]
-        if len(classes) != len(self.classes):
-            found.append(f"it had {len(classes)} classes, has {len(self.classes)}")
-        gone, new = _missing(classes, self.classes), _missing(self.classes, classes)
-        if gone:
-            found.append(f"classes are gone: {_some(gone)}")
-        if new:
-            found.append(f"classes are new: {_some(new)}")
-        if not found and list(classes) != list(self.classes):
-            found.append("classes are in another order")
+        found = changed_classes(before["classes"], self.classes)
         for split, num in self.num_images.items():
             if before["num_images"].get(split) != num:
                 found.append(f"{split} had {before['num_images'].get(split)} images, has {num}")
         if not found and before["fingerprint"] != self.fingerprint:
             found.append("images were replaced or renamed")
         return found
+
+
+def changed_classes(before: Sequence[str], now: Sequence[str]) -> list[str]:
+    """What is no longer as it was of the names of classes, as `Identity.changes` says it."""
+    found = []
+    if len(before) != len(now):
+        found.append(f"it had {len(before)} classes, has {len(now)}")
+    gone, new = _missing(before, now), _missing(now, before)
+    if gone:
+        found.append(f"classes are gone: {_some(gone)}")
+    if new:
+        found.append(f"classes are new: {_some(new)}")
+    if not found and list(before) != list(now):
+        found.append("classes are in another order")
+    return found
 
 
 def _missing(names: Sequence[str], among: Sequence[str]) -> list[str]:

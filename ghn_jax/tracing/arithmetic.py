@@ -34,7 +34,7 @@ def arithmetic(builder: GraphBuilder, equation: core.JaxprEqn, operands: Sequenc
             return _by_running_deviation(builder, x, other)
         views = other.views if isinstance(other, Weight) and x.level == 0 else {}
         for leaf, view in views.items():
-            if builder.shape(leaf) and is_deviation(view, divides=name == "div" and other is b):
+            if builder.shape(leaf) and is_deviation(view, name == "div" and other is b, x.centred):
                 raise StatisticInTree(leaf)
     elif x.level == 0:
         x = _centred(x, other)
@@ -45,7 +45,8 @@ def arithmetic(builder: GraphBuilder, equation: core.JaxprEqn, operands: Sequenc
         return x._replace(folded={**x.folded, **other.views}, rooted=rooted)
     if name in ("mul", "div"):
         return scaled(builder, x, other)
-    return add_bias(builder, x, other, shape_of(equation.invars[0 if other is a else 1]))
+    biased = add_bias(builder, x, other, shape_of(equation.invars[0 if other is a else 1]))
+    return biased._replace(centred=name == "sub" and other is b)
 
 
 def scaled(builder: GraphBuilder, x: Activation, weight: Weight) -> Activation:

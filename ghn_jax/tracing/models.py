@@ -22,7 +22,7 @@ from ghn_jax.tracing.builder import Extracted
 from ghn_jax.tracing.errors import UnsupportedModel
 from ghn_jax.tracing.outputs import find_outputs, leaf_name
 from ghn_jax.tracing.values import Activation, Constant, Leaf, Value, parameter, state
-from ghn_jax.tracing.walk import Output, Walked, is_read, walk
+from ghn_jax.tracing.walk import Output, Walked, are_read, walk
 
 
 class Function(NamedTuple):
@@ -108,14 +108,12 @@ def trace(
         raise UnsupportedModel("`model` has no parameters: there is nothing to predict")
     for name, leaf in zip(traced.names, traced.leaves, strict=True):
         if not math.prod(leaf.shape):
-            grown = isinstance(model, nn.Module)
+            where, remedy = "", "leave it out of the parameters"
+            if isinstance(model, nn.Module):  # whose parameters are made for the images
+                where = f", on images of shape {images.shape}"
+                remedy = "its features may be empty there, give it larger images"
             raise UnsupportedModel(
-                f"`model` has a parameter without elements, {name} {leaf.shape}"
-                + (
-                    f", on images of shape {images.shape}: its features may be empty there, give it larger images"
-                    if grown
-                    else ": leave it out of the parameters"
-                )
+                f"`model` has a parameter without elements, {name} {leaf.shape}{where}: {remedy}"
             )
     return traced
 
@@ -174,7 +172,7 @@ def _trace_linen(model: nn.Module, images: jax.ShapeDtypeStruct, seed: int, find
     inputs: list[Value] = [Constant(), Activation(frozenset([0]))]
     traced = jaxpr
     defined: dict[int, Value] = dict(zip([*states, *own], [*other_values, *own_values], strict=True))
-    if not all(is_read(jaxpr.jaxpr, place) for place in own):
+    if not are_read(jaxpr.jaxpr, own):
         traced = jax.make_jaxpr(run_with)(params, others, key, images)
         inputs, defined = [*own_values, *other_values, *inputs], {}
 

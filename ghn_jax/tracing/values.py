@@ -124,6 +124,7 @@ class Activation(NamedTuple):
       features: axes of the output features of the last convolution or linear layer, where they are known.
       experts: right after layers that run side by side, the axis along which they lie, and their nodes.
       centre: the running mean that was just subtracted.
+      centred: whether a parameter was just subtracted.
       folded: parameters multiplied into a statistic.
       over_batch: a statistic over the images of a batch.
       rooted: went through a root, as standard deviations do.
@@ -139,6 +140,7 @@ class Activation(NamedTuple):
     features: frozenset[int] | None = None
     experts: tuple[int, tuple[int, ...]] | None = None
     centre: Leaf | None = None
+    centred: bool = False
     folded: Mapping[Leaf, View | None] = {}
     over_batch: bool = False
     rooted: bool = False
@@ -148,7 +150,7 @@ class Activation(NamedTuple):
 
     def further(self, **changes: Any) -> "Activation":
         """The same map after an operation that ends what just happened to it."""
-        return self._replace(**{"norm": None, "experts": None, "centre": None, **changes})
+        return self._replace(**{"norm": None, "experts": None, "centre": None, "centred": False, **changes})
 
     def moved(self, places: Mapping[int, tuple[int, ...]]) -> "Activation":
         """The same map with its axes elsewhere: `places` says for each old axis which new ones it became."""

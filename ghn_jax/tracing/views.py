@@ -103,22 +103,24 @@ def is_rooted(view: View | None) -> bool:
     return any(step.kind == "value" and _exponent(*step.argument) for step in view or ())
 
 
-def is_deviation(view: View | None, divides: bool) -> bool:
-    """Whether a map is divided by the root of elements and of something added, as of a variance and an epsilon.
+def is_deviation(view: View | None, divides: bool, centred: bool) -> bool:
+    """Whether a map is divided by the root of elements, as by that of a variance: an epsilon is added, or the map is
+    centred.
 
     Args:
       divides: whether the map is divided by what the elements became, or multiplied with it.
+      centred: whether something was just subtracted from the map.
     """
-    has_offset, exponent = False, 0.0
+    has_offset, exponent = centred, 0.0
     for step in view or ():
         if step.kind == "value":
             name, _ = step.argument
-            if (root := _exponent(*step.argument)) and has_offset:
+            if root := _exponent(*step.argument):
                 exponent = root
             elif name == "rdiv" or step.argument == ("mixed", "rdiv"):
                 exponent = -exponent
             has_offset = has_offset or name in ("add", "add_any")
-    return exponent > 0 if divides else exponent < 0
+    return has_offset and (exponent > 0 if divides else exponent < 0)
 
 
 def _exponent(name: str, operand: Any) -> float:

@@ -5,7 +5,8 @@ each primitive a rule (`ghn_jax.tracing.rules`) says which node it adds, if any:
 concatenations, attention and squeeze-excitation are nodes; all else hands on the nodes that its operands come from.
 """
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -287,26 +288,29 @@ def known_outputs(jaxpr: core.Jaxpr, defined: Mapping[int, Value]) -> dict[core.
     return known
 
 
-def is_read(jaxpr: core.Jaxpr, place: int) -> bool:
-    """Whether something in a jaxpr is made of an output, which is no other output, nor a constant, too."""
-    var = jaxpr.outvars[place]
-    if isinstance(var, core.Literal) or var in jaxpr.constvars or jaxpr.outvars.count(var) > 1:
-        return False
+def are_read(jaxpr: core.Jaxpr, places: Collection[int]) -> bool:
+    """Whether something in a jaxpr is made of each of these outputs, and none is another output, or a constant, too."""
+    outputs = Counter(var for var in jaxpr.outvars if isinstance(var, core.Var))
+    unread: set[core.Var] = set()
+    for var in (jaxpr.outvars[place] for place in places):
+        if isinstance(var, core.Literal) or var in jaxpr.constvars or outputs[var] > 1:
+            return False
+        unread.add(var)
     for equation in jaxpr.eqns:
-        if var in equation.invars:
-            return True
-        if var in equation.outvars:
-            inside = equation.outvars.index(var)
-            if any(is_read(body, inside) for body in _bodies(equation)):
-                return True
-    return False
+        unread.difference_update(var for var in equation.invars if isinstance(var, core.Var))
+    for equation in jaxpr.eqns if unread else ():
+        inside = [place for place, var in enumerate(equation.outvars) if var in unread]
+        body = _inner(equation) if inside else None
+        if body is not None and are_read(body, inside):
+            unread.difference_update(equation.outvars)
+    return not unread
 
 
-def _bodies(equation: core.JaxprEqn) -> list[core.Jaxpr]:
+def _inner(equation: core.JaxprEqn) -> core.Jaxpr | None:
     """What a call or loop runs, whose outputs are its own."""
     if equation.primitive.name == "scan":
-        return [loop_of(equation).body.jaxpr]
-    return [open_jaxpr(body_of(equation))] if equation.primitive.name in CALLS else []
+        return loop_of(equation).body.jaxpr
+    return open_jaxpr(body_of(equation)) if equation.primitive.name in CALLS else None
 
 
 def constant(constants: Constants, array: Any) -> Constant:

@@ -340,6 +340,8 @@ def test_running_statistics_in_the_tree_are_refused_by_name():
         lambda x, v: x / jnp.sqrt(v + 1e-5),
         lambda x, v: x * (1 / jnp.sqrt(v + 1e-5)),
         lambda x, v: x * (v + 1e-5) ** -0.5,
+        lambda x, v: x / (jnp.sqrt(v) + 1e-5),
+        lambda x, v: (x - v) / jnp.sqrt(v),
         lambda x, v: x * (jnp.arange(16.0) * jax.lax.rsqrt(v + 1e-5)),
     ],
 )
