@@ -20,7 +20,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Literal, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float
 
 from ghn_jax import pretrained
@@ -61,7 +63,7 @@ class Report:
 
     def __str__(self) -> str:
         parts = ", ".join(f"{name} {1000 * seconds:.0f} ms" for name, seconds in self.seconds.items())
-        kept = f", {len(self.unassigned)} tensors keep their own initialisation" if self.unassigned else ""
+        kept = f", {_keep(len(self.unassigned), 'tensor')}" if self.unassigned else ""
         return f"{self.parameters:,} parameters in {self.tensors} tensors predicted{kept} ({parts})"
 
 
@@ -116,8 +118,25 @@ def predict_parameters(
             f"`ghn` (a {type(ghn).__name__}) is no GHN: give a name, a path, or what ghn_jax.load returns"
         )
     heads = Heads("none" if headless else "predict" if predict_class_layers else "keep", logits)
-    with _no_garbage_collection(), default_settings():
-        return _predict(model, sample_input, ghn, seed, strict, heads)
+    try:
+        with _no_garbage_collection(), default_settings(), _outside_traces():
+            return _predict(model, sample_input, ghn, seed, strict, heads)
+    except jax.errors.TracerArrayConversionError as error:
+        held = "ghn" if isinstance(ghn, TrainedGHN) and _is_traced(ghn.params) else "model"
+        raise ValueError(
+            f"`{held}` holds arrays that jax traces, whose values are not known yet: make it outside jax.jit, "
+            "jax.grad or jax.vmap, and call predict_parameters there"
+        ) from error
+
+
+def _outside_traces() -> contextlib.AbstractContextManager[None]:
+    """Inside jax.jit, computes all the same at once: a prediction depends on shapes alone, so is a constant there."""
+    # Not otherwise: it folds constants of what is traced, so that all would be compiled again.
+    return jax.ensure_compile_time_eval() if _is_traced(jnp.zeros(())) else contextlib.nullcontext()
+
+
+def _is_traced(tree: Any) -> bool:
+    return any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(tree))
 
 
 class Heads(NamedTuple):
@@ -190,7 +209,7 @@ def _predict(
 
 def graph_of(model: Any, sample_input: Any, *, headless: bool = False, logits: str | None = None) -> Graph:
     """The computational graph of a model; arguments and errors as in `predict_parameters`."""
-    with default_settings():
+    with default_settings(), _outside_traces():
         return trace(model, sample_input, logits=logits, headless=headless).walk().extracted.graph
 
 
@@ -251,6 +270,9 @@ def _note_unassigned(extracted: Extracted, traced: Traced, strict: bool) -> None
         raise UnsupportedModel(
             f"`strict` (=True), and {len(listed)} parameters cannot be predicted: {'; '.join(listed)}"
         )
-    warnings.warn(
-        f"{len(listed)} parameters keep their own initialisation: {'; '.join(listed)}", stacklevel=4
-    )
+    warnings.warn(f"{_keep(len(listed), 'parameter')}: {'; '.join(listed)}", stacklevel=4)
+
+
+def _keep(number: int, what: str) -> str:
+    subject = f"1 {what} keeps its" if number == 1 else f"{number} {what}s keep their"
+    return f"{subject} own initialisation"

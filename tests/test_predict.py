@@ -293,6 +293,34 @@ def test_errors(ghn, model, images, message):
         ghn_jax.predict_parameters(model, images, ghn)
 
 
+def test_predicts_inside_jit(ghn):
+    outside = ghn_jax.predict_parameters(Net(), IMAGES, ghn).variables
+
+    @jax.jit
+    def inside(images):
+        return ghn_jax.predict_parameters(Net(), images, ghn).variables, ghn_jax.graph_of(
+            Net(), images
+        ).num_nodes
+
+    jax.tree.map(np.testing.assert_array_equal, inside(IMAGES)[0], outside)
+
+
+def test_what_jax_traces_is_no_start(ghn):
+    def of_weights(params):
+        return ghn_jax.predict_parameters(Net(), IMAGES, ghn._replace(params=params)).variables
+
+    def of_model(params):
+        model = ghn_jax.Function(lambda p, x: (x.mean((1, 2)) @ p["w"]) ** p["kept"], params)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return ghn_jax.predict_parameters(model, IMAGES, ghn).variables
+
+    with pytest.raises(ValueError, match=r"`ghn` holds arrays that jax traces.*outside jax.jit"):
+        jax.jit(of_weights)(ghn.params)
+    with pytest.raises(ValueError, match="`model` holds arrays that jax traces"):
+        jax.jit(of_model)({"w": jnp.ones((3, 10)), "kept": jnp.ones(10)})
+
+
 def test_draws(tmp_path):
     graph = ghn_jax.graph_of(Net(), IMAGES)
     draw(graph, tmp_path / "net.svg")

@@ -3,6 +3,8 @@
 State is what a model keeps beside its parameters: running statistics of batch norm, and an NNX model's random streams.
 """
 
+import hashlib
+import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -72,6 +74,16 @@ def logits_of(classifier: Classifier, sample_input: jax.ShapeDtypeStruct) -> jax
         raise
     except Exception as error:  # whatever the model raises
         raise not_traceable(error, sample_input) from error
+
+
+def code(classifier: Classifier, params: Tree, state: Tree, sample_input: jax.ShapeDtypeStruct) -> str:
+    """A hash of what a model computes in training, by which models of equal parameters are told apart.
+
+    It is of the jaxpr, which another version of JAX may write otherwise, so that version is in it.
+    """
+    jaxpr = jax.make_jaxpr(classifier.apply)(params, state, sample_input, jax.random.key(0))
+    text = re.sub("0x[0-9a-f]+", "", str(jaxpr))  # addresses
+    return f"JAX {jax.__version__} {hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
 
 def _linen(model: nn.Module, sample_input: jax.ShapeDtypeStruct) -> Classifier:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ghn_jax.finetuning.classifier import classifier, logits_of, named, unnamed
+from ghn_jax.finetuning.classifier import classifier, code, logits_of, named, unnamed
 from ghn_jax.finetuning.data import Arrays, Batch, Data, make_data
 from ghn_jax.finetuning.recipe import Recipe, learning_rate, make_optimizer
 from ghn_jax.finetuning.starts import RANDOM, make_start
@@ -140,7 +140,11 @@ def train(
 
         # -- resume: checkpoint (settings must agree), then the metrics up to it -------------------------------------
         identity |= recipe.identity() | {"last_step": last_step, "parameters": _shapes(params)}
-        identity |= {"start": source, "data": data.identity}
+        identity |= {
+            "start": source,
+            "data": data.identity,
+            "model": code(network, params, state, sample_input),
+        }
         checkpoints = RunCheckpoints(workdir) if workdir else None
         progress: dict[str, Any] = {"images": {}}
         mark = None
@@ -290,7 +294,9 @@ def _check_same_run(
     """What is to be said of a run that goes on; ValueError if it cannot."""
     if saved is None:
         raise ValueError(f"`workdir` (={str(workdir)!r}) holds a run of another kind: give another --workdir")
-    unknown = {"start", "data"} - saved.keys()  # of earlier versions
+    unknown = {"start", "data", "model"} - saved.keys()  # of earlier versions
+    if _version(saved.get("model", "")) != _version(identity["model"]):  # the same model may read otherwise
+        unknown.add("model")
     differences = [
         _difference(name, saved.get(name), value)
         for name, value in identity.items()
@@ -301,16 +307,23 @@ def _check_same_run(
             f"`workdir` (={str(workdir)!r}) holds another run ({'; '.join(differences)}): use those settings, or "
             "another --workdir"
         )
-    return (
-        ["the run began with an earlier version, which kept no trace of its start and images"]
-        if unknown
-        else []
-    )
+    kinds = [_UNTOLD[name] for name in _UNTOLD if name in unknown]
+    return [f"the run began with another version, so {', '.join(kinds)} are not checked"] if kinds else []
+
+
+_UNTOLD = {"start": "the weights of its start", "data": "its images", "model": "the operations of its model"}
+
+
+def _version(model: str) -> str:
+    """The version of JAX that a hash of a model belongs to."""
+    return model.rpartition(" ")[0]
 
 
 def _difference(name: str, before: Any, now: Any) -> str:
     if name == "start":
         return "the weights of its start were others"
+    if name == "model":
+        return "its model computed something else"
     if name != "data":
         return f"{name} was {before}, is {now}"
     if "classes" not in before or "classes" not in now:  # arrays or an iterator

@@ -60,7 +60,7 @@ def central_crop(data: bytes, size: int, resized: int) -> Pixels:
 
     Raises DamagedImage.
     """
-    pixels = decode(data)  # at full size, so that accuracies compare with published ones
+    pixels = _cut_to_ratio(decode(data))  # at full size, so that accuracies compare with published ones
     height, width = pixels.shape[:2]
     if min(height, width) != resized:
         shorter = min(height, width)
@@ -171,6 +171,13 @@ def turn_hue(colors: Planes, turn: float) -> Planes:
         away *= chroma
         np.subtract(largest, away, out=turned[channel])
     return turned
+
+
+def _cut_to_ratio(pixels: Pixels, ratio: int = 16) -> Pixels:
+    """The middle of an image with sides in a ratio above this: the rest, resized, would need memory without bound."""
+    longest = ratio * min(pixels.shape[:2])
+    top, left = (max(0, side - longest) // 2 for side in pixels.shape[:2])
+    return pixels[top : pixels.shape[0] - top, left : pixels.shape[1] - left]
 
 
 def _grey(colors: Planes) -> Float32[np.ndarray, "height width"]:

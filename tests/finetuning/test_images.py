@@ -3,6 +3,7 @@
 import pathlib
 import re
 import runpy
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -19,10 +20,11 @@ class Small(nn.Module):
     """Of three classes."""
 
     kernel: int = 3
+    activation: Callable[[Any], Any] = nn.relu
 
     @nn.compact
     def __call__(self, x):
-        x = nn.relu(nn.Conv(4, (self.kernel, self.kernel), strides=4)(x))
+        x = self.activation(nn.Conv(4, (self.kernel, self.kernel), strides=4)(x))
         return nn.Dense(3)(x.mean((1, 2)))
 
 
@@ -50,6 +52,18 @@ def test_a_run_does_not_go_on_with_other_images_or_another_start(tmp_path: pathl
         again.variables["params"]["Dense_0"]["bias"], first.variables["params"]["Dense_0"]["bias"]
     )
     assert "resuming" in lines[0]
+
+
+def test_a_run_does_not_go_on_with_another_model_of_equal_parameters(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+):
+    finetune(arrays(), workdir=tmp_path)
+    with pytest.raises(ValueError, match=r"holds another run \(its model computed something else\)"):
+        finetune(arrays(), workdir=tmp_path, model=Small(activation=nn.gelu))
+    monkeypatch.setattr(loop, "code", lambda *_: "JAX 0.0.1 0123456789abcdef")
+    lines: list[str] = []
+    finetune(arrays(), workdir=tmp_path, say=lines.append)
+    assert "note: the run began with another version, so the operations of its model are not checked" in lines
 
 
 def test_classes_that_were_renamed_are_named(tmp_path: pathlib.Path):

@@ -50,6 +50,18 @@ def test_damaged_image_is_named_as_such(data):
         decode.central_crop(data, 32, 36)
 
 
+def test_of_a_very_long_image_only_the_middle_is_resized(monkeypatch: pytest.MonkeyPatch):
+    sizes = []
+    resize = decode._resize
+    monkeypatch.setattr(decode, "_resize", lambda *args: (sizes.append(args[-1]), resize(*args))[1])
+    pixels = np.zeros((1, 4001, 3), np.uint8)
+    pixels[0, 2000] = 255
+    crop = decode.central_crop(encoded(Image.fromarray(pixels), "PNG"), 224, 256)
+    assert crop.shape == (224, 224, 3)
+    assert crop.mean() > 128  # the white pixel in the middle fills most of the crop
+    assert sizes == [(17 * 256, 256)]
+
+
 @pytest.mark.parametrize(
     ("needed", "shape"),
     [

@@ -107,7 +107,7 @@ class Tokens(nn.Module):
 
 
 def test_encoding_with_a_class_token_is_predicted_but_for_its_row(ghn):
-    with pytest.warns(UserWarning, match="1 parameters keep their own initialisation: token"):
+    with pytest.warns(UserWarning, match="1 parameter keeps its own initialisation: token"):
         variables, report = ghn_jax.predict_parameters(Tokens(), jnp.zeros((1, 32, 32, 3)), ghn)
         again, _ = ghn_jax.predict_parameters(Tokens(), jnp.zeros((1, 32, 32, 3)), ghn, seed=1)
     graph = report.graph

@@ -270,7 +270,7 @@ def test_a_class_token_with_a_shortcut_is_no_bias():
         return (token + attended)[:, 0] @ p["head"]
 
     params = {"embed": ones(12, 16), "token": ones(1, 1, 16), "layer": ones(16, 16), "head": ones(16, 10)}
-    with pytest.warns(UserWarning, match="1 parameters keep .* token is concatenated with activations"):
+    with pytest.warns(UserWarning, match="1 parameter keeps .* token is concatenated with activations"):
         _, report = predict(apply, params, IMAGES)
     assert "bias" not in {kind for kind, _ in nodes(report).values()}
 
@@ -316,7 +316,7 @@ def test_others_are_named_and_kept(use, leaf, reason):
         return use(p, jax.nn.relu(x @ p["w"])) @ p["head"]
 
     params = {"w": ones(16, 16), "a": leaf, "head": ones(16, 10)}
-    with pytest.warns(UserWarning, match=f"1 parameters keep their own initialisation: {reason}"):
+    with pytest.warns(UserWarning, match=f"1 parameter keeps its own initialisation: {reason}"):
         variables, _ = predict(apply, params)
     np.testing.assert_array_equal(variables["a"], leaf)
     assert variables["a"].dtype == leaf.dtype
