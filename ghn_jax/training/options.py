@@ -21,7 +21,7 @@ _DEFAULTS = {
     "digits": {  # minutes on two cores
         "meta_batch_size": 4,
         "batch_size": 64,
-        "epochs": 7,
+        "epochs": 9,
         "recipe": "efficient",
         "draw": "narrow",
         "image_size": 16,
