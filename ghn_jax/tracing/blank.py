@@ -40,6 +40,16 @@ class BlankParameters(Scope):
         return self.get_variable("params", name)
 
 
+class Initialising:
+    """The answer to a model that asks whether it is being initialised, which is yes; it may run otherwise then."""
+
+    asked = False
+
+    def __bool__(self) -> bool:
+        self.asked = True
+        return True
+
+
 class GivenParameters(Scope):
     """A scope that is initialised with parameters that are there already; all else is as without them."""
 

@@ -17,7 +17,7 @@ from jax.extend import core
 from ghn_jax.runtime import origin
 from ghn_jax.tracing import evaluation
 from ghn_jax.tracing.arguments import check_images, check_model
-from ghn_jax.tracing.blank import BlankParameters, GivenParameters
+from ghn_jax.tracing.blank import BlankParameters, GivenParameters, Initialising
 from ghn_jax.tracing.builder import Extracted
 from ghn_jax.tracing.errors import UnsupportedModel
 from ghn_jax.tracing.outputs import find_outputs, leaf_name
@@ -142,18 +142,25 @@ class _Outputs(NamedTuple):
 def _trace_linen(model: nn.Module, images: jax.ShapeDtypeStruct, seed: int, find: _Outputs) -> Traced:
     """Traces initialisation and forward pass at once: what is returned as a parameter is one, wherever it is made.
 
-    Where that does not tell which parameter is used, the forward pass is traced again, with parameters given.
+    Where that does not tell which parameter is used, or may be another pass than the model's own, the forward pass is
+    traced again, with parameters given.
     """
     model = evaluation.linen_in_evaluation(model)
     keywords = evaluation.keywords(type(model).__call__)
+    initialising = Initialising()
 
     def forward(model: nn.Module, x: jax.Array) -> Any:
         assert model.scope is not None
         model.scope.__class__ = BlankParameters
         return model(x, **keywords)  # pyright: ignore[reportCallIssue]
 
+    def first(model: nn.Module, x: jax.Array) -> Any:
+        assert model.scope is not None
+        model.scope.flags = model.scope.flags.copy({"initializing": initialising})
+        return forward(model, x)
+
     def run(key: jax.Array, x: jax.Array) -> Any:
-        return nn.init_with_output(forward, model)(evaluation.random_keys(key), x)
+        return nn.init_with_output(first, model)(evaluation.random_keys(key), x)
 
     def run_with(params: Any, others: Any, key: jax.Array, x: jax.Array) -> Any:
         variables, keys = {"params": params, **others}, evaluation.random_keys(key)
@@ -172,7 +179,7 @@ def _trace_linen(model: nn.Module, images: jax.ShapeDtypeStruct, seed: int, find
     inputs: list[Value] = [Constant(), Activation(frozenset([0]))]
     traced = jaxpr
     defined: dict[int, Value] = dict(zip([*states, *own], [*other_values, *own_values], strict=True))
-    if not are_read(jaxpr.jaxpr, own):
+    if initialising.asked or not are_read(jaxpr.jaxpr, own):
         traced = jax.make_jaxpr(run_with)(params, others, key, images)
         inputs, defined = [*own_values, *other_values, *inputs], {}
 

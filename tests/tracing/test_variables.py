@@ -12,6 +12,7 @@ from flax import nnx
 
 import ghn_jax
 from ghn_jax.evaluation.models import export
+from ghn_jax.graphs import PRIMITIVES
 
 IMAGES = jnp.zeros((1, 8, 8, 3))
 
@@ -255,3 +256,35 @@ def test_a_graph_without_classification_layer_under_strict_settings():
         ghn_jax.graph_of(model, IMAGES)
     with jax.numpy_rank_promotion("raise"):
         assert ghn_jax.graph_of(model, IMAGES, headless=True).num_nodes == 3
+
+
+class PooledLater(nn.Module):
+    """Pools, but not while it is initialised."""
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.Conv(4, (3, 3))(x)
+        return x if self.is_initializing() else nn.max_pool(x, (2, 2), (2, 2))
+
+
+@pytest.mark.parametrize("lifted", [lambda block: block, nn.remat, nn.jit], ids=["plain", "remat", "jit"])
+def test_what_a_model_does_when_initialised_does_not_count(lifted):
+    class Net(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return nn.Dense(10)(lifted(PooledLater)()(x).mean((1, 2)))
+
+    graph = ghn_jax.graph_of(Net(), IMAGES)
+    assert PRIMITIVES.index("max_pool") in graph.primitives
+
+
+def test_a_normalised_weight_is_one_of_two_parameters():
+    class Net(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return nn.Dense(10)(nn.WeightNorm(nn.Conv(4, (3, 3)))(x).mean((1, 2)))
+
+    with pytest.warns(
+        UserWarning, match="scale is one of several parameters that make the weight of layer 'Conv_0.kernel'"
+    ):
+        ghn_jax.predict_parameters(Net(), IMAGES)
