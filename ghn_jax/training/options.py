@@ -96,9 +96,10 @@ class TrainOptions:
     many classes."""
     draw: str | None = None
     """Architectures: published, of 32 to 128 channels; wider, with more where images are large; norm_free, of which one
-    in eight has no batch norm; or narrow, of 32 and the lighter half [published, digits: narrow, with ghn3: wider]."""
+    in eight has no batch norm; lighter, the same without the heaviest quarter; or narrow, of 32 channels and the
+    lighter half [published, digits: narrow, with ghn3: wider]."""
     epochs: int | None = None
-    """Passes over the images, as one architecture sees them [300, imagenet: 150, with ghn3: 75, digits: 7]."""
+    """Passes over the images, as one architecture sees them [300, imagenet: 150, with ghn3: 75, digits: 9]."""
     steps: int | None = None
     """Stop after this many steps, even if the epochs are not over."""
     learning_rate: float | None = None

@@ -149,6 +149,16 @@ def test_one_network_in_eight_without_batch_norm():
     assert max(arch.n_cells for arch in norm_free) > 10  # of the published ones shallow networks alone
 
 
+def test_lighter_networks_cost_half():
+    def works(draw: str) -> list[int]:
+        drawn = [sampling.meta_batch(0, step, 8, draw=draw) for step in range(20)]
+        return [network.work for batch in drawn for network in batch.networks]
+
+    lighter = works("lighter")
+    assert max(lighter) <= 175e6
+    assert 0.4 < np.mean(lighter) / np.mean(works("norm_free")) < 0.7
+
+
 def test_predefined_architectures():
     assert named("resnet50").num_parameters == 23_520_842
     assert named("ViT", num_classes=1000, image_size=224).graph.shapes[-1] == (1000,)
