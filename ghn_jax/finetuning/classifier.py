@@ -76,13 +76,12 @@ def logits_of(classifier: Classifier, sample_input: jax.ShapeDtypeStruct) -> jax
         raise not_traceable(error, sample_input) from error
 
 
-def code(classifier: Classifier, params: Tree, state: Tree, sample_input: jax.ShapeDtypeStruct) -> str:
-    """A hash of what a model computes in training, by which models of equal parameters are told apart.
+def code(run: Callable[..., Any], *args: Any) -> str:
+    """A hash of what `apply` or `evaluate` computes, by which models of equal parameters are told apart.
 
     It is of the jaxpr, which another version of JAX may write otherwise, so that version is in it.
     """
-    jaxpr = jax.make_jaxpr(classifier.apply)(params, state, sample_input, jax.random.key(0))
-    text = re.sub("0x[0-9a-f]+", "", str(jaxpr))  # addresses
+    text = re.sub("0x[0-9a-f]+", "", str(jax.make_jaxpr(run)(*args)))  # addresses
     return f"JAX {jax.__version__} {hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
 

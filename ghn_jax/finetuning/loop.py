@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ghn_jax.finetuning.classifier import classifier, code, logits_of, named, unnamed
+from ghn_jax.finetuning.classifier import Classifier, classifier, code, logits_of, named, unnamed
 from ghn_jax.finetuning.data import Arrays, Batch, Data, make_data
 from ghn_jax.finetuning.recipe import Recipe, learning_rate, make_optimizer
 from ghn_jax.finetuning.starts import RANDOM, make_start
@@ -140,17 +140,15 @@ def train(
 
         # -- resume: checkpoint (settings must agree), then the metrics up to it -------------------------------------
         identity |= recipe.identity() | {"last_step": last_step, "parameters": _shapes(params)}
-        identity |= {
-            "start": source,
-            "data": data.identity,
-            "model": code(network, params, state, sample_input),
-        }
+        identity |= {"start": source, "data": data.identity}
         checkpoints = RunCheckpoints(workdir) if workdir else None
         progress: dict[str, Any] = {"images": {}}
         mark = None
         for remark in checkpoints.heal() if checkpoints else ():
             say(f"note: {remark}")
         fresh = checkpoints is None or checkpoints.latest_step() is None
+        if checkpoints is not None:
+            identity["model"] = _code(network, params, state, data, batch_size)
         if checkpoints is not None and not fresh:
             saved = checkpoints.meta()
             for remark in _check_same_run(workdir, identity, saved.get("finetuned")):
@@ -330,6 +328,14 @@ def _difference(name: str, before: Any, now: Any) -> str:
         return "its images were others"
     identity = Identity(tuple(now["classes"]), now["num_images"], now["fingerprint"])
     return "the images changed: " + ", ".join(identity.changes(before))
+
+
+def _code(network: Classifier, params: Any, state: Any, data: Data, batch_size: int) -> str:
+    """What tells the model of a run: what it computes in training; of batches of unknown size, in evaluation."""
+    images = jax.ShapeDtypeStruct((batch_size or 1, *data.image_shape), jnp.float32)
+    if batch_size:
+        return code(network.apply, params, state, images, jax.random.key(0))
+    return code(network.evaluate, params, state, images)
 
 
 def _shapes(params: Any) -> int:

@@ -41,13 +41,21 @@ class BlankParameters(Scope):
 
 
 class Initialising:
-    """The answer to a model that asks whether it is being initialised, which is yes; it may run otherwise then."""
+    """The answer to a model that asks whether it is being initialised, which is yes; it may run otherwise then.
+
+    It is for Python's conditions alone: what else is done with it, such as `jnp.where`, raises a TypeError.
+    """
 
     asked = False
 
     def __bool__(self) -> bool:
         self.asked = True
         return True
+
+    def __eq__(self, other: object) -> bool:
+        return other is self or (bool(self) and other is True)
+
+    __hash__ = object.__hash__
 
 
 class GivenParameters(Scope):

@@ -3,6 +3,7 @@
 Nothing is computed or allocated: models are traced on abstract arrays, in evaluation mode.
 """
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -147,27 +148,31 @@ def _trace_linen(model: nn.Module, images: jax.ShapeDtypeStruct, seed: int, find
     """
     model = evaluation.linen_in_evaluation(model)
     keywords = evaluation.keywords(type(model).__call__)
-    initialising = Initialising()
+    noted = Initialising()
 
     def forward(model: nn.Module, x: jax.Array) -> Any:
         assert model.scope is not None
         model.scope.__class__ = BlankParameters
         return model(x, **keywords)  # pyright: ignore[reportCallIssue]
 
-    def first(model: nn.Module, x: jax.Array) -> Any:
+    def noting(model: nn.Module, x: jax.Array) -> Any:
         assert model.scope is not None
-        model.scope.flags = model.scope.flags.copy({"initializing": initialising})
+        model.scope.flags = model.scope.flags.copy({"initializing": noted})
         return forward(model, x)
 
-    def run(key: jax.Array, x: jax.Array) -> Any:
-        return nn.init_with_output(first, model)(evaluation.random_keys(key), x)
+    def run(forward: Callable[..., Any], key: jax.Array, x: jax.Array) -> Any:
+        return nn.init_with_output(forward, model)(evaluation.random_keys(key), x)
 
     def run_with(params: Any, others: Any, key: jax.Array, x: jax.Array) -> Any:
         variables, keys = {"params": params, **others}, evaluation.random_keys(key)
         return nn.apply(forward, model, mutable=True)(variables, x, rngs=keys)[0]
 
     key = jax.random.key(seed)
-    jaxpr, shapes = jax.make_jaxpr(run, return_shape=True)(key, images)
+    try:
+        jaxpr, shapes = jax.make_jaxpr(functools.partial(run, noting), return_shape=True)(key, images)
+    except TypeError:  # it computes with the answer; or fails again
+        noted.asked = True
+        jaxpr, shapes = jax.make_jaxpr(functools.partial(run, forward), return_shape=True)(key, images)
     outputs, variables = shapes
     params, others = variables.get("params", {}), {k: v for k, v in variables.items() if k != "params"}
     places = jax.tree.unflatten(jax.tree.structure(shapes), range(len(jax.tree.leaves(shapes))))
@@ -179,7 +184,7 @@ def _trace_linen(model: nn.Module, images: jax.ShapeDtypeStruct, seed: int, find
     inputs: list[Value] = [Constant(), Activation(frozenset([0]))]
     traced = jaxpr
     defined: dict[int, Value] = dict(zip([*states, *own], [*other_values, *own_values], strict=True))
-    if initialising.asked or not are_read(jaxpr.jaxpr, own):
+    if noted.asked or not are_read(jaxpr.jaxpr, own):
         traced = jax.make_jaxpr(run_with)(params, others, key, images)
         inputs, defined = [*own_values, *other_values, *inputs], {}
 

@@ -66,6 +66,29 @@ def test_a_run_does_not_go_on_with_another_model_of_equal_parameters(
     assert "note: the run began with another version, so the operations of its model are not checked" in lines
 
 
+class Ghosts(nn.Module):
+    """Normalises four images at a time in training, and drops out."""
+
+    rate: float
+
+    @nn.compact
+    def __call__(self, x, train: bool):
+        x = nn.Dense(4)(x.mean((1, 2)))
+        if train:
+            groups = x.reshape(-1, 4, 4)
+            x = (groups - groups.mean(1, keepdims=True)).reshape(-1, 4)
+        return nn.Dense(3)(nn.Dropout(self.rate, deterministic=not train)(x))
+
+
+def test_a_model_that_trains_on_whole_batches_alone_is_told_from_one_of_another_dropout(
+    tmp_path: pathlib.Path,
+):
+    finetune(arrays(), workdir=tmp_path / "run", model=Ghosts(0.5))
+    with pytest.raises(ValueError, match="its model computed something else"):
+        finetune(arrays(), workdir=tmp_path / "run", model=Ghosts(0.25))
+    finetune(iter([arrays()]), workdir=tmp_path / "iterator", model=Ghosts(0.5))
+
+
 def test_classes_that_were_renamed_are_named(tmp_path: pathlib.Path):
     classes = dict.fromkeys("abc", 12)
     write_folder(tmp_path / "set", {"train": classes, "test": dict.fromkeys("abc", 3)})

@@ -261,18 +261,23 @@ def test_a_graph_without_classification_layer_under_strict_settings():
 class PooledLater(nn.Module):
     """Pools, but not while it is initialised."""
 
+    in_python: bool = True
+
     @nn.compact
     def __call__(self, x):
         x = nn.Conv(4, (3, 3))(x)
-        return x if self.is_initializing() else nn.max_pool(x, (2, 2), (2, 2))
+        if self.in_python:
+            return x if self.is_initializing() else nn.max_pool(x, (2, 2), (2, 2))
+        return jnp.where(self.is_initializing(), x, nn.max_pool(x, (3, 3), padding="SAME"))
 
 
+@pytest.mark.parametrize("in_python", [True, False])
 @pytest.mark.parametrize("lifted", [lambda block: block, nn.remat, nn.jit], ids=["plain", "remat", "jit"])
-def test_what_a_model_does_when_initialised_does_not_count(lifted):
+def test_what_a_model_does_when_initialised_does_not_count(lifted, in_python):
     class Net(nn.Module):
         @nn.compact
         def __call__(self, x):
-            return nn.Dense(10)(lifted(PooledLater)()(x).mean((1, 2)))
+            return nn.Dense(10)(lifted(PooledLater)(in_python)(x).mean((1, 2)))
 
     graph = ghn_jax.graph_of(Net(), IMAGES)
     assert PRIMITIVES.index("max_pool") in graph.primitives
