@@ -69,7 +69,7 @@ DRAWS = {
     "published": Draw(),
     # of the published ones 2 % have no batch norm, and those are shallow
     "norm_free": Draw(norm_free=1 / 8),
-    # the same without the heaviest quarter, on which three fifths of the compute go
+    # the same without the heaviest 30 %, on which two thirds of the compute go
     "lighter": Draw(work=175e6, norm_free=1 / 8),
     # as GHN-3 is trained
     "wider": Draw(widths_of_large=Widths(millions=2.0, cells=14, medium=4, light=5)),

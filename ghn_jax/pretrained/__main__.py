@@ -65,8 +65,10 @@ def main() -> None:
     with commands.errors_as_lines():
         match options.verb:
             case "list":
-                for name, description in pretrained.list_ghns().items():
-                    print(f"{name:<14} {description}")
+                known = pretrained.list_ghns()
+                width = max(map(len, known))
+                for name, description in known.items():
+                    print(f"{name:<{width}} {description}")
             case "show":
                 devices.check()
                 _show(options.source)

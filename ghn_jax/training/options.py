@@ -96,7 +96,7 @@ class TrainOptions:
     many classes."""
     draw: str | None = None
     """Architectures: published, of 32 to 128 channels; wider, with more where images are large; norm_free, of which one
-    in eight has no batch norm; lighter, the same without the heaviest quarter; or narrow, of 32 channels and the
+    in eight has no batch norm; lighter, the same without the heaviest 30 %; or narrow, of 32 channels and the
     lighter half [published, digits: narrow, with ghn3: wider]."""
     epochs: int | None = None
     """Passes over the images, as one architecture sees them [300, imagenet: 150, with ghn3: 75, digits: 9]."""
