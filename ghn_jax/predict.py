@@ -192,7 +192,7 @@ def _predict(
     end = time.perf_counter()
     report = Report(
         parameters=sum(int(np.prod(owned.shape)) for owned in extracted.owned),
-        tensors=len({owned.leaf for owned in extracted.owned}),
+        tensors=len({owned.leaf.index for owned in extracted.owned}),
         unassigned={leaf.name(traced.names): why for leaf, why in extracted.unassigned.items()},
         output=walked.output,
         graph=extracted.graph,

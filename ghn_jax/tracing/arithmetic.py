@@ -36,10 +36,10 @@ def arithmetic(builder: GraphBuilder, equation: core.JaxprEqn, operands: Sequenc
         for leaf, view in views.items():
             if builder.shape(leaf) and is_deviation(view, name == "div" and other is b, x.centred):
                 raise StatisticInTree(leaf)
-    elif x.level == 0:
-        x = _centred(x, other)
+    elif x.level == 0 or other.statistics.axes:
+        x = _centred(settled(builder, x), other)
     if isinstance(other, Constant):
-        return x._replace(experts=None)
+        return x
     if x.level > 0:  # a statistic
         rooted = x.rooted or any(map(is_rooted, other.views.values()))
         return x._replace(folded={**x.folded, **other.views}, rooted=rooted)
@@ -133,6 +133,7 @@ def _two_maps(builder: GraphBuilder, name: str, a: Activation, b: Activation) ->
     return Activation(
         sources,
         features=features,
+        experts=a.experts if a.experts == b.experts else None,
         exponential=a.exponential or b.exponential,
         softmax=a.softmax or b.softmax,
         scores=a.scores or b.scores,
@@ -145,7 +146,7 @@ def _belongs_to(statistic: Activation, x: Activation) -> bool:
         return True
     if x.norm is None:
         return False
-    pooled = statistic.pool is not None and statistic.pool.node in x.norm.sources
+    pooled = statistic.pool is not None and not x.norm.sources.isdisjoint(statistic.pool.nodes)
     return statistic.sources <= x.norm.sources or pooled
 
 

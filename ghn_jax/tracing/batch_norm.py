@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.core import Tracer
 from jax.extend import core
+from jax.interpreters import partial_eval
 from jaxtyping import Array, Float
 
 from ghn_jax.tracing import evaluation
@@ -110,6 +111,7 @@ def _forward(apart: _Apart, params: Any, states: Any, images: Array, fill: bool)
         raise
     except Exception as error:  # whatever the model raises
         raise not_traceable(error, images) from error
+    jaxpr = _without_unused(jaxpr)
     rerun = _prepare(jaxpr, own_params, own_states, apart.is_statistic)
     operands = [x for _, x in own_params]
     operands += [rerun.state(i, x) for i, (_, x) in enumerate(own_states)]
@@ -128,6 +130,12 @@ def _forward(apart: _Apart, params: Any, states: Any, images: Array, fill: bool)
         whole = jnp.asarray(filled[leaf.index])
         filled[leaf.index] = whole.at[leaf.place].set(mean.astype(whole.dtype))
     return outputs, jax.tree.unflatten(jax.tree.structure(states), filled)
+
+
+def _without_unused(jaxpr: core.ClosedJaxpr) -> core.ClosedJaxpr:
+    """What the outputs are made of; all inputs stay."""
+    used, _ = partial_eval.dce_jaxpr(jaxpr.jaxpr, [True] * len(jaxpr.jaxpr.outvars), instantiate=True)
+    return core.ClosedJaxpr(used, jaxpr.consts)
 
 
 def _prepare(
@@ -181,7 +189,8 @@ def _linen_apart(model: nn.Module, variables: Any) -> _Apart:
     def apply(params: Any, states: Any, x: jax.Array) -> Any:
         keys = evaluation.random_keys(jax.random.key(0))
         with nn.intercept_methods(note_linen_masks):
-            return nn.apply(forward, model)({"params": params, **states}, x, rngs=keys)
+            # a norm that is always in training writes new running statistics, which nothing reads
+            return nn.apply(forward, model, mutable=True)({"params": params, **states}, x, rngs=keys)[0]
 
     kinds = [path[0].key == "batch_stats" for path, _ in jax.tree.leaves_with_path(states)]
     return _Apart(apply, _hashable(model), params, states, kinds, lambda new: {**variables, **new})

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -83,6 +83,7 @@ class GraphBuilder:
         self._held: list[Held] = []
         self._unassigned: dict[Leaf, str] = {}
         self._contracted: set[int] = set()
+        self._elsewhere: set[int] = set()
         self.norms: list[Norm] = []
         self.met: set[Leaf] = set()
         self.tokens: set[Leaf] = set()
@@ -180,15 +181,13 @@ class GraphBuilder:
             labels,
         )
 
-    def finish(self, outputs: frozenset[int], labels: int | None) -> Extracted:
-        """Keeps what the nodes `outputs` depend on; if they are logits, of so many `labels`."""
+    def finish(
+        self, outputs: frozenset[int], labels: int | None, others: frozenset[int] = frozenset()
+    ) -> Extracted:
+        """Keeps what the nodes `outputs` depend on; if they are logits, of so many `labels`, beside `others`."""
         predecessors = self.predecessors()
-        kept, stack = {0}, list(outputs)
-        while stack:
-            number = stack.pop()
-            if number not in kept:
-                kept.add(number)
-                stack.extend(predecessors[number])
+        kept = _all_before(outputs, predecessors)
+        self._elsewhere = _all_before(others, predecessors)
         new = {old: place for place, old in enumerate(sorted(kept))}
         owned, partly = self._owners(kept)
         owned = tuple(o._replace(node=new[o.node]) for o in owned)
@@ -211,6 +210,7 @@ class GraphBuilder:
 
     def _owners(self, kept: set[int]) -> tuple[list[Owned], dict[Leaf, str]]:
         """Who owns what, of the nodes that are kept; and what is owned only in part."""
+        origins = self._origins()
         owners: list[Owned] = []
         partly: dict[Leaf, str] = {}
         for leaf in {**self._claims, **self._lookups}:
@@ -219,8 +219,8 @@ class GraphBuilder:
             whole = next((claim for claim in live if not is_cut(claim.view or ())), None)
             if whole:
                 stacked = [other for other in owners if leaf.place and other.leaf.index == leaf.index]
-                alike = sum(self._is_alike(whole, other) for other in stacked)
-                owners.append(whole._replace(turn=whole.turn or alike))
+                alike = sum(origins[whole.node] == origins[other.node] for other in stacked)
+                owners.append(whole._replace(turn=alike))
             if whole or not live:
                 continue
             owner = np.full(math.prod(self.shape(leaf)), -1)
@@ -230,8 +230,8 @@ class GraphBuilder:
                 part = positions(claim.view, self.shape(leaf)).ravel()
                 if (owner[part] == -1).all():
                     owner[part] = len(parts)
-                    alike = sum(self._is_alike(claim, other) for other in parts)
-                    parts.append(claim._replace(turn=claim.turn or alike))
+                    alike = sum(origins[claim.node] == origins[other.node] for other in parts)
+                    parts.append(claim._replace(turn=alike))
                 elif (owner[part] != owner[part][0]).any() or (owner == owner[part][0]).sum() != len(part):
                     partly[leaf] = "is used in slices that overlap"
             if leaf in partly:
@@ -243,9 +243,14 @@ class GraphBuilder:
                 )
         return owners, partly
 
-    def _is_alike(self, a: Owned, b: Owned) -> bool:
-        """Whether a GHN cannot tell two layers apart: they are of one shape, and of one input."""
-        return a.shape == b.shape and self._nodes[a.node].predecessors == self._nodes[b.node].predecessors
+    def _origins(self) -> list[int]:
+        """A number for each node, equal for those that a GHN cannot tell apart: of one shape, after nodes alike."""
+        known: dict[Any, int] = {}
+        numbers: list[int] = []
+        for node in self._nodes:
+            before = tuple(sorted(numbers[p] for p in node.predecessors))
+            numbers.append(known.setdefault((node.primitive, node.shape, before), len(known)))
+        return numbers
 
     def _missing(self, owned: Sequence[Owned]) -> dict[Leaf, str]:
         """The parameters that no node owns, and why."""
@@ -269,15 +274,34 @@ class GraphBuilder:
             (why for other, why in known.items() if other.index == leaf.index), None
         )
         depth = len(leaf.place)
-        claimed = any(o.index == leaf.index and o.place[:depth] == leaf.place for o in self._claims)
-        return ("does not reach the output" if claimed else reason) or "is not used"
+        claims = [
+            claim.node
+            for other, claimed in self._claims.items()
+            if other.index == leaf.index and other.place[:depth] == leaf.place
+            for claim in claimed
+        ]
+        if not self._elsewhere.isdisjoint(claims):
+            return "reaches another output, not the logits"
+        return ("does not reach the output" if claims else reason) or "is not used"
 
 
-def settle(builder: GraphBuilder, pool: Pool) -> int:
-    """The node of a pooling operation whose result something uses."""
-    if pool.node is None:
-        pool.node = builder.node(pool.primitive, pool.sources, pool.shape)
-    return pool.node
+def _all_before(outputs: Iterable[int], predecessors: Sequence[set[int]]) -> set[int]:
+    """The nodes that some depend on, and the input."""
+    found, stack = {0}, list(outputs)
+    while stack:
+        number = stack.pop()
+        if number not in found:
+            found.add(number)
+            stack.extend(predecessors[number])
+    return found
+
+
+def settle(builder: GraphBuilder, pool: Pool) -> tuple[int, ...]:
+    """The node of a pooling operation whose result something uses; of layers side by side, one for each."""
+    if not pool.nodes:
+        before = [frozenset([node]) for node in pool.experts] or [pool.sources]
+        pool.nodes = tuple(builder.node(pool.primitive, sources, pool.shape) for sources in before)
+    return pool.nodes
 
 
 def _label(view: View | None, shape: Shape) -> str:

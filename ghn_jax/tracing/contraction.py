@@ -16,7 +16,10 @@ def settled(builder: GraphBuilder, x: Activation) -> Activation:
     """A feature map: if it is a reduction, what was reduced becomes a pooling node."""
     if x.level == 0:
         return x
-    return Activation(frozenset([settle(builder, x.pool)]) if x.pool else x.sources)
+    if x.pool is None:
+        return Activation(x.sources)
+    nodes = settle(builder, x.pool)
+    return Activation(frozenset(nodes), experts=(x.experts[0], nodes) if x.experts else None)
 
 
 def contracted(builder: GraphBuilder, operands: Sequence[Value], name: str, is_truth: bool = False) -> Value:
@@ -26,6 +29,8 @@ def contracted(builder: GraphBuilder, operands: Sequence[Value], name: str, is_t
       name: the operation.
       is_truth: whether the result is true or false: of a mask, nothing is known but where it comes from.
     """
+    if name == "select_n" and any(isinstance(value, Activation) for value in operands[1:]):
+        operands = operands[1:]  # which one is taken says nothing of what it is
     activations = [value for value in operands if isinstance(value, Activation)]
     leaves = [leaf for value in operands if isinstance(value, Weight) for leaf in value.views]
     builder.leave(leaves, f"is an operand of {name!r}, which is no layer")
@@ -44,6 +49,7 @@ def contracted(builder: GraphBuilder, operands: Sequence[Value], name: str, is_t
         level,
         first.pool,
         features=first.features if name in _ELEMENTWISE else None,
+        experts=first.experts if name in _ELEMENTWISE and len(activations) == 1 else None,
         folded={leaf: view for x in activations for leaf, view in x.folded.items()},
         over_batch=any(x.over_batch for x in activations),
         rooted=name in ROOTS or any(x.rooted for x in activations),

@@ -40,10 +40,21 @@ def layer(
 
 
 def side_by_side(
-    builder: GraphBuilder, x: Activation, weight: Weight, shape: Shape, to_public: Sequence[View]
+    builder: GraphBuilder,
+    x: Activation,
+    along: int | None,
+    weight: Weight,
+    shape: Shape,
+    to_public: Sequence[View],
 ) -> tuple[int, ...]:
-    """Layers of one shape with the same input, each with its part of a parameter: their nodes."""
-    nodes = tuple(builder.node("conv", x.sources, shape) for _ in to_public)
+    """Layers of one shape, each with its part of a parameter: their nodes.
+
+    Each sees its own part of the input's axis `along`, if that is given: of layers that lie there it comes after one.
+    """
+    before = [x.sources] * len(to_public)
+    if x.experts and x.experts[0] == along and len(x.experts[1]) == len(to_public):
+        before = [frozenset([node]) for node in x.experts[1]]
+    nodes = tuple(builder.node("conv", sources, shape) for sources in before)
     for node, view in zip(nodes, to_public, strict=True):
         _give(builder, weight, node, shape, view)
     return nodes
@@ -51,9 +62,7 @@ def side_by_side(
 
 def _give(builder: GraphBuilder, weight: Weight, node: int, shape: Shape, to_public: View) -> None:
     """Gives a node the parameter that its weight is, whole or cut, or the first new one of those it is made of."""
-    usable = {
-        leaf: view for leaf, view in weight.views.items() if view is not None and not _is_repeated(view)
-    }
+    usable = _usable(weight)
     main = min(usable, key=lambda leaf: (is_cut(usable[leaf]), builder.is_owned(leaf)), default=None)
     if main is None:
         why = (
@@ -68,6 +77,17 @@ def _give(builder: GraphBuilder, weight: Weight, node: int, shape: Shape, to_pub
     builder.leave(
         weight.views, f"is one of several parameters that make the weight of layer {builder.name(main)!r}"
     )
+
+
+def _usable(weight: Weight) -> dict[Leaf, View]:
+    """The parameters of which each element is in a weight once."""
+    return {leaf: view for leaf, view in weight.views.items() if view is not None and not _is_repeated(view)}
+
+
+def has_own(builder: GraphBuilder, weight: Weight, rank: int) -> bool:
+    """Whether some parameter is the weight, rather than mixed into it, or the bias of what is."""
+    is_mixture = any(view is None for view in weight.views.values())
+    return any(not is_mixture or len(builder.shape(leaf)) >= rank for leaf in _usable(weight))
 
 
 def _function(view: View) -> View:

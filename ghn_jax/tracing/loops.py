@@ -72,7 +72,7 @@ def restacked(builder: GraphBuilder, rows: Sequence[Value], turns: Sequence[int]
         if len(maps) > 1:
             sources = frozenset[int]().union(*(settled(builder, x).sources for x in maps))
             maps = [Activation(sources, features=maps[0].features)]
-        return maps[0].moved({axis: (axis + 1,) for axis in range(len(shape) - 1)})
+        return maps[0].moved({axis: (axis + 1,) for axis in range(len(shape) - 1)}, shape)
     if any(isinstance(row, Weight) for row in rows):
         return _joined_rows(rows, shape)
     numbers = [row.value for row in rows if isinstance(row, Constant) and row.value is not None]
@@ -101,7 +101,7 @@ def _joined_rows(rows: Sequence[Value], shape: Shape) -> Value:
 def unstacked(value: Value, i: int, shape: Shape) -> Value:
     """The row of a stack that a turn sees, of this shape."""
     if isinstance(value, Activation):
-        row = value.moved({0: (), **{axis + 1: (axis,) for axis in range(len(shape))}})
+        row = value.moved({0: (), **{axis + 1: (axis,) for axis in range(len(shape))}}, shape)
         return row._replace(features=None) if value.features and 0 in value.features else row
     if isinstance(value, Constant):
         known = None if value.value is None else value.value[i]

@@ -12,8 +12,7 @@ MASKED = "ghn_jax_masked"
 
 
 def _masked(x: jax.Array, mask: jax.Array) -> jax.Array:
-    del mask
-    return x
+    return jax.lax.optimization_barrier((x, mask))[0]  # so that the mask is not left out as unused
 
 
 _masked.__name__ = MASKED

@@ -8,16 +8,17 @@ a sum or concatenation of what comes from one node is none.
 import math
 from collections.abc import Callable, Sequence
 
+import numpy as np
 from jax.extend import core
 
 from ghn_jax.graphs.graph import PRIMITIVES, Shape
 from ghn_jax.tracing.arithmetic import arithmetic, scaled
 from ghn_jax.tracing.builder import GraphBuilder, Owned
 from ghn_jax.tracing.contraction import contracted, makes_truth, settled
-from ghn_jax.tracing.layers import layer, side_by_side
-from ghn_jax.tracing.statics import CASTS, ROOTS, shape_of, static
+from ghn_jax.tracing.layers import has_own, layer, side_by_side
+from ghn_jax.tracing.statics import CASTS, ROOTS, contracted_axes, shape_of, static
 from ghn_jax.tracing.values import Activation, Pool, Value, Weight
-from ghn_jax.tracing.views import Step, axis_places, is_cut
+from ghn_jax.tracing.views import Step, View, axis_places, is_cut, keeps_all, positions
 
 MARK = "ghn_jax."
 """Prefix of `jax.ad_checkpoint.checkpoint_name`s that say which primitive an array is the output of."""
@@ -57,22 +58,27 @@ def _convolution(builder: GraphBuilder, equation: core.JaxprEqn, operands: Seque
     if groups > 1:
         primitive = "dil_conv" if min(params["rhs_dilation"]) > 1 else "sep_conv"
     features = numbers.out_spec[1]
-    if groups > 1 and _is_mapped(builder, kernel, groups, len(shape)):
-        size = (public[0] // groups, *public[1:])
+    count = _number_mapped(builder, kernel, to_public, len(shape))
+    if count > 1 and groups in (1, count):
+        size = (public[0] // count, *public[1:])
         cuts = [
             Step("slice", ((i * size[0], (i + 1) * size[0], 1), *((0, s, 1) for s in size[1:])))
-            for i in range(groups)
+            for i in range(count)
         ]
-        nodes = side_by_side(builder, x, kernel, size, [(*to_public, cut) for cut in cuts])
+        along = numbers.lhs_spec[1] if groups > 1 else None
+        nodes = side_by_side(builder, x, along, kernel, size, [(*to_public, cut) for cut in cuts])
         return Activation(frozenset(nodes), features=frozenset([features]), experts=(features, nodes))
     return layer(builder, primitive, x, kernel, public, to_public, frozenset([features]))
 
 
-def _is_mapped(builder: GraphBuilder, kernel: Weight, groups: int, rank: int) -> bool:
-    """Whether a grouped convolution is `jax.vmap` of one: its kernel has one more axis."""
-    leaves = list(kernel.views)
-    shape = builder.shape(leaves[0])
-    return len(leaves) == 1 and len(shape) == rank + 1 and shape[0] == groups
+def _number_mapped(builder: GraphBuilder, kernel: Weight, to_public: View, rank: int) -> int:
+    """Of how many convolutions one is the `jax.vmap`: its kernel has one more axis, the outer of its features."""
+    (leaf, view), *others = kernel.views.items()
+    shape = builder.shape(leaf)
+    if others or view is None or len(shape) != rank + 1 or not keeps_all(view):
+        return 1
+    by_kernel = positions((*view, *to_public), shape).reshape(shape[0], -1) // math.prod(shape[1:])
+    return shape[0] if (by_kernel == np.arange(shape[0])[:, None]).all() else 1
 
 
 def _dot(builder: GraphBuilder, equation: core.JaxprEqn, operands: Sequence[Value]) -> Value:
@@ -88,17 +94,17 @@ def _dot(builder: GraphBuilder, equation: core.JaxprEqn, operands: Sequence[Valu
     if not (isinstance(weight, Weight) and isinstance(x, Activation)):
         return contracted(builder, operands, "dot_general")
     contracting, batching = equation.params["dimension_numbers"]
-    shape, other = shape_of(equation.invars[place]), shape_of(equation.invars[1 - place])
-    inputs, shared = tuple(contracting[place]), tuple(batching[place])
+    shape, result = shape_of(equation.invars[place]), shape_of(equation.outvars[0])
+    shared = tuple(batching[place])
+    inputs = tuple(axis for _, axis in sorted(zip(contracting[1 - place], contracting[place], strict=True)))
     if not inputs:  # an elementwise or outer product
         return scaled(builder, x, weight)._replace(features=None)
     x = settled(builder, x)
     free = tuple(axis for axis in range(len(shape)) if axis not in (*inputs, *shared))
-    if place == 0:
-        axes = {axis: len(shared) + i for i, axis in enumerate(free)}
-    else:
-        axes = {axis: len(other) - len(inputs) + i for i, axis in enumerate(free)}
-    axes |= {axis: i for i, axis in enumerate(shared)}  # of the result
+    axes = contracted_axes(shape, inputs, shared, result, place)
+    if shared and not has_own(builder, weight, len(shape)):
+        builder.leave(weight.views, "makes a learned query or key, which no layer makes of the input")
+        return Activation(x.sources, scores=True)
     experts = [axis for axis in shared if axis in weight.axes]
     if not experts and len(free) > 1 and free[0] == 0 and free[0] < min(inputs) < free[-1]:
         experts = [0] if shape[0] > 1 else []  # jax.vmap over the parameters of a linear layer
@@ -113,7 +119,8 @@ def _dot(builder: GraphBuilder, equation: core.JaxprEqn, operands: Sequence[Valu
         (*order, Step("slice", ((i, i + 1, 1), *((0, size, 1) for size in public))), Step("reshape", public))
         for i in range(count)
     ]
-    nodes = side_by_side(builder, x, weight, public, views)
+    along = batching[1 - place][shared.index(experts[0])] if experts[0] in shared else None
+    nodes = side_by_side(builder, x, along, weight, public, views)
     features = frozenset(axes[axis] for axis in rest if axis in free)
     return Activation(
         frozenset(nodes), features=features, experts=(axes[experts[0]], nodes) if len(experts) == 1 else None
@@ -146,16 +153,20 @@ def _reduction(builder: GraphBuilder, equation: core.JaxprEqn, operands: Sequenc
     if not isinstance(x, Activation) or not axes:
         return contracted(builder, operands, equation.primitive.name)
     shape = shape_of(equation.invars[0])
+    kept = [axis for axis in range(len(shape)) if axis not in axes]
+    experts = (kept.index(x.experts[0]), x.experts[1]) if x.experts and x.experts[0] in kept else None
     pool = x.pool
     if x.level == 0 and 0 not in axes and equation.primitive.name in ("reduce_sum", "reduce_max"):
         if equation.primitive.name == "reduce_sum":
             pool = Pool("glob_avg", x.sources, None)
         else:
             pool = Pool("max_pool", x.sources, _window([shape[axis] for axis in axes]))
+        pool.experts = experts[1] if experts else ()
     return Activation(
         x.sources,
         x.level + 1,
         pool,
+        experts=experts,
         folded=x.folded,
         over_batch=x.over_batch or 0 in axes,
         exponential=x.exponential,
@@ -212,8 +223,9 @@ def _view(builder: GraphBuilder, equation: core.JaxprEqn, operands: Sequence[Val
         return contracted(builder, operands, name)
     if name in CASTS:
         return x
-    places = axis_places(name, equation.params, shape_of(equation.invars[0]), shape_of(equation.outvars[0]))
-    return x._replace(features=None, experts=None) if places is None else x.moved(places)
+    shape = shape_of(equation.outvars[0])
+    places = axis_places(name, equation.params, shape_of(equation.invars[0]), shape)
+    return x._replace(features=None, experts=None) if places is None else x.moved(places, shape)
 
 
 def _unary(builder: GraphBuilder, equation: core.JaxprEqn, operands: Sequence[Value]) -> Value:
@@ -222,6 +234,7 @@ def _unary(builder: GraphBuilder, equation: core.JaxprEqn, operands: Sequence[Va
     assert isinstance(x, Activation)
     name = equation.primitive.name
     return x.further(
+        experts=x.experts,
         rooted=name in ROOTS or (x.rooted and name not in _GATES),
         exponential=x.exponential or name in ("exp", "exp2"),
     )

@@ -14,7 +14,7 @@ from jax.extend import core
 
 from ghn_jax.graphs.graph import Shape
 from ghn_jax.tracing.values import NO_STATISTICS, Axes, Constant, Leaf, Statistics, Value, Weight
-from ghn_jax.tracing.views import Places, Step, View, axis_places, carried, step_of, varying_axes
+from ghn_jax.tracing.views import Places, Step, View, axis_places, carried, follow, steps_of, varying_axes
 
 ROOTS = frozenset({"sqrt", "rsqrt", "pow"})
 """Primitives that make deviations of variances."""
@@ -36,9 +36,7 @@ CASTS = frozenset(
 
 _VIEWS = frozenset({"transpose", "rev", "reshape", "squeeze", "expand_dims", "broadcast_in_dim"})
 _CUTS = frozenset({"slice", "dynamic_slice", "split", "concatenate", "pad", "gather"})
-_MIXES = frozenset(
-    {"dot_general", "conv_general_dilated", "sort", "top_k", "rng_bit_generator", "iota", "clamp"}
-)
+_MIXES = frozenset({"dot_general", "conv_general_dilated", "sort", "top_k", "rng_bit_generator", "iota"})
 MOST_NUMBERS = 4096
 """Largest constant whose value is computed."""
 
@@ -80,9 +78,9 @@ def _weight(
     if name in _VIEWS and len(own) == 1:
         return _rearranged(name, params, first, old, shape)
     if name in ("slice", "dynamic_slice") and place == 0 and len(own) == 1:
-        step = step_of(name, params, old, shape) if name == "slice" else _known_slice(operands, old, shape)
-        if step is not None:
-            cut = _cut(first, step, shape)
+        steps = steps_of(name, params, old, shape) if name == "slice" else _known_slice(operands, old, shape)
+        if steps is not None:
+            cut = _cut(first, steps, shape)
             assert isinstance(cut, Weight)
             return cut
     if name == "gather" and place == 0 and len(own) == 1:
@@ -95,15 +93,48 @@ def _weight(
         return _padded(params["padding_config"], first, old, shape)
     if _is_elementwise(name, shapes, shape):
         return _combined(name, params, operands, shapes, shape)
-    return Weight(dict.fromkeys(leaf for _, value in own for leaf in value.views), varying_axes(shape))
+    axes = _mixed_axes(name, params, operands, shapes, shape)
+    return Weight(dict.fromkeys(leaf for _, value in own for leaf in value.views), axes)
+
+
+def _mixed_axes(
+    name: str, params: Mapping[str, Any], operands: Sequence[Value], shapes: Sequence[Shape], shape: Shape
+) -> frozenset[int]:
+    """Axes along which a mixture of elements varies; not those along which a parameter was only repeated."""
+    places: list[Mapping[int, int]] = []
+    if name == "dot_general":
+        contracting, batching = params["dimension_numbers"]
+        places = [contracted_axes(shapes[i], contracting[i], batching[i], shape, i) for i in (0, 1)]
+    elif name.startswith("reduce_") and "axes" in params:
+        kept = [axis for axis in range(len(shapes[0])) if axis not in params["axes"]]
+        places = [{axis: place for place, axis in enumerate(kept)}]
+    if not places:
+        return varying_axes(shape)
+    varying = [
+        value.axes if isinstance(value, Weight) else varying_axes(own)
+        for value, own in zip(operands, shapes, strict=True)
+    ]
+    return frozenset(
+        new[axis] for new, axes in zip(places, varying, strict=False) for axis in axes if axis in new
+    )
+
+
+def contracted_axes(
+    shape: Shape, contracting: Sequence[int], batching: Sequence[int], result: Shape, place: int
+) -> dict[int, int]:
+    """Where the axes of an operand of a dot_general, the first or the second, are in its result."""
+    free = [axis for axis in range(len(shape)) if axis not in (*contracting, *batching)]
+    start = len(batching) if place == 0 else len(result) - len(free)
+    return {axis: i for i, axis in enumerate(batching)} | {axis: start + i for i, axis in enumerate(free)}
 
 
 def _rearranged(name: str, params: Mapping[str, Any], weight: Weight, old: Shape, shape: Shape) -> Weight:
     places = axis_places(name, params, old, shape)
     axes = None if places is None else carried(weight.axes, places)
-    step = step_of(name, params, old, shape)
-    steps = (step,) if step else (Step("reshape", shape),)
-    if step is None and math.prod(old) != math.prod(shape):
+    steps = steps_of(name, params, old, shape)
+    if steps is None and math.prod(old) == math.prod(shape):
+        steps = (Step("reshape", shape),)
+    elif steps is None:
         dims = params["broadcast_dimensions"]
         ones = [1] * len(shape)
         for axis, place in enumerate(dims):
@@ -113,13 +144,13 @@ def _rearranged(name: str, params: Mapping[str, Any], weight: Weight, old: Shape
     return weight._replace(views=_followed(weight.views, steps), axes=axes)
 
 
-def _cut(value: Value, step: Step, shape: Sequence[int]) -> Value:
+def _cut(value: Value, steps: View, shape: Sequence[int]) -> Value:
     """Some of an array's elements."""
     if isinstance(value, Constant):
-        known = None if value.value is None else step(value.value)
+        known = None if value.value is None else follow(steps, value.value)
         return Constant(_unplaced(value.statistics), known)
     assert isinstance(value, Weight)
-    views = _followed(value.views, (step,))
+    views = _followed(value.views, steps)
     return value._replace(
         views=views, axes=value.axes & varying_axes(tuple(shape)), statistics=_unplaced(value.statistics)
     )
@@ -131,7 +162,7 @@ def _split(axis: int, sizes: Sequence[int], value: Value, shape: Shape) -> list[
     for size in map(int, sizes):
         cut = [(0, whole, 1) for whole in shape]
         cut[axis] = (start, start + size, 1)
-        parts.append(_cut(value, Step("slice", tuple(cut)), [stop - first for first, stop, _ in cut]))
+        parts.append(_cut(value, (Step("slice", tuple(cut)),), [stop - first for first, stop, _ in cut]))
         start += size
     return parts
 
@@ -148,7 +179,7 @@ def _padded(config: Sequence[tuple[int, int, int]], weight: Weight, old: Shape, 
     return weight._replace(views=_followed(weight.views, steps), axes=varying_axes(shape))
 
 
-def _known_slice(operands: Sequence[Value], old: Shape, shape: Shape) -> Step | None:
+def _known_slice(operands: Sequence[Value], old: Shape, shape: Shape) -> View | None:
     """A slice at known indices."""
     parts = []
     for start, whole, size in zip(operands[1:], old, shape, strict=True):
@@ -159,7 +190,7 @@ def _known_slice(operands: Sequence[Value], old: Shape, shape: Shape) -> Step | 
             parts.append((first, first + size, 1))
         else:
             return None
-    return Step("slice", tuple(parts))
+    return (Step("slice", tuple(parts)),)
 
 
 def _known_rows(params: Mapping[str, Any], indices: Value, old: Shape, shape: Shape) -> View | None:
@@ -221,10 +252,10 @@ def _function(
 
     None if the other one is made of running statistics: what is done with them belongs to the norm.
     """
-    if len(operands) == 1:
+    if len(operands) != 2:
         return ("square", None) if name == "integer_pow" and params["y"] == 2 else (name, None)
-    other = operands[1 - place] if len(operands) == 2 else None
-    if other is not None and not _is_free(other):
+    other = operands[1 - place]
+    if not _is_free(other):
         return None
     name = f"r{name}" if place == 1 and name in ("sub", "div", "pow") else name
     if not isinstance(other, Constant) or other.value is None or np.size(other.value) != 1:
@@ -342,12 +373,11 @@ def _number(
         for axis, place in enumerate(params["broadcast_dimensions"]):
             ones[place] = np.shape(values[0])[axis]
         return np.broadcast_to(np.reshape(values[0], ones), shape)
-    step = step_of(name, params, np.shape(values[0]), shape)
-    if step is not None:
-        return step(values[0])
-    if name == "dynamic_slice":
-        step = _known_slice(operands, np.shape(values[0]), shape)
-        return None if step is None else step(values[0])
+    steps = steps_of(name, params, np.shape(values[0]), shape)
+    if steps is None and name == "dynamic_slice":
+        steps = _known_slice(operands, np.shape(values[0]), shape)
+    if steps is not None:
+        return follow(steps, values[0])
     function = _FUNCTIONS.get(name)
     return None if function is None else np.asarray(function(*values))
 

@@ -80,12 +80,17 @@ class Weight(NamedTuple):
 
 @dataclasses.dataclass(eq=False)
 class Pool:
-    """A reduction of activations: a pooling node if anything but a statistic is made of it."""
+    """A reduction of activations: a pooling node if anything but a statistic is made of it.
+
+    Attributes:
+      experts: the nodes of layers side by side, if it is one of each.
+    """
 
     primitive: str
     sources: frozenset[int]
     shape: Shape | None
-    node: int | None = None
+    experts: tuple[int, ...] = ()
+    nodes: tuple[int, ...] = ()
 
 
 @dataclasses.dataclass(eq=False)
@@ -122,7 +127,8 @@ class Activation(NamedTuple):
       pool: the reduction, if level > 0, that becomes a node when something uses the reduced map.
       norm: the normalisation that just happened.
       features: axes of the output features of the last convolution or linear layer, where they are known.
-      experts: right after layers that run side by side, the axis along which they lie, and their nodes.
+      experts: of layers that run side by side, the axis along which they lie, perhaps the outer part of it, and their
+        nodes.
       centre: the running mean that was just subtracted.
       centred: whether a parameter was just subtracted.
       folded: parameters multiplied into a statistic.
@@ -152,11 +158,12 @@ class Activation(NamedTuple):
         """The same map after an operation that ends what just happened to it."""
         return self._replace(**{"norm": None, "experts": None, "centre": None, "centred": False, **changes})
 
-    def moved(self, places: Mapping[int, tuple[int, ...]]) -> "Activation":
-        """The same map with its axes elsewhere: `places` says for each old axis which new ones it became."""
+    def moved(self, places: Mapping[int, tuple[int, ...]], shape: Shape) -> "Activation":
+        """The same map of a new shape: `places` says for each old axis which new ones it became."""
         experts = None
-        if self.experts and len(place := places.get(self.experts[0], ())) == 1:
-            experts = (place[0], self.experts[1])
+        if self.experts and (place := places.get(self.experts[0], ())):
+            is_whole = len(place) == 1 or shape[place[0]] == len(self.experts[1])
+            experts = (place[0], self.experts[1]) if is_whole else None
         features = None if self.features is None else carried(self.features, places)
         return self._replace(features=features, experts=experts)
 

@@ -117,8 +117,8 @@ def _expert_biases(builder: GraphBuilder, x: Activation, weight: Weight, shape: 
                 builder.leave([leaf], "is mixed into the biases of layers that run side by side")
             else:
                 steps = (*view, *_kept_axes(shape, weight.axes), part, Step("reshape", size))
-                builder.own(Owned(leaf, nodes[-1], "bias", size, steps, turn=i))
-    return Activation(frozenset(nodes), features=x.features)
+                builder.own(Owned(leaf, nodes[-1], "bias", size, steps))
+    return Activation(frozenset(nodes), features=x.features, experts=(axis, tuple(nodes)))
 
 
 def _kept_axes(shape: Shape, axes: frozenset[int]) -> View:

@@ -64,10 +64,7 @@ FOREIGN = -1
 
 def positions(view: View, shape: Shape) -> np.ndarray:
     """Which element of an array of this shape each element of a view of it is."""
-    array = np.arange(math.prod(shape)).reshape(shape)
-    for step in view:
-        array = step(array)
-    return array
+    return follow(view, np.arange(math.prod(shape)).reshape(shape))
 
 
 def keeps_all(view: View) -> bool:
@@ -169,7 +166,9 @@ def axis_places(name: str, params: Mapping[str, Any], shape: Shape, new: Shape) 
             if shape[axis] == new[place]
         }
     if name in ("reshape", "squeeze", "expand_dims"):
-        return _regrouped(shape, new)
+        order = _read_order(name, params) or range(len(shape))
+        found = _regrouped(tuple(shape[axis] for axis in order), new)
+        return {axis: found[place] for place, axis in enumerate(order) if place in found}
     if len(shape) == len(new):
         return {axis: (axis,) for axis in range(len(shape))}
     return None
@@ -194,17 +193,29 @@ def _regrouped(shape: Shape, new: Shape) -> Places:
     return places
 
 
-def step_of(name: str, params: Mapping[str, Any], shape: Shape, new: Shape) -> Step | None:
-    """A primitive with one operand as a step; None if it mixes elements."""
+def steps_of(name: str, params: Mapping[str, Any], shape: Shape, new: Shape) -> View | None:
+    """A primitive with one operand as steps; None if it mixes elements."""
     match name:
         case "transpose":
-            return Step("transpose", tuple(params["permutation"]))
+            return (Step("transpose", tuple(params["permutation"])),)
         case "rev":
-            return Step("rev", tuple(params["dimensions"]))
+            return (Step("rev", tuple(params["dimensions"])),)
         case "reshape" | "squeeze" | "expand_dims":
-            return Step("reshape", new)
+            order = _read_order(name, params)
+            return (*((Step("transpose", order),) if order else ()), Step("reshape", new))
         case "slice":
             strides = params["strides"] or (1,) * len(shape)
             parts = zip(params["start_indices"], params["limit_indices"], strides, strict=True)
-            return Step("slice", tuple(tuple(map(int, part)) for part in parts))
+            return (Step("slice", tuple(tuple(map(int, part)) for part in parts)),)
     return None
+
+
+def _read_order(name: str, params: Mapping[str, Any]) -> tuple[int, ...] | None:
+    """In which order a reshape reads the axes, where it is not their own: as of a convolution under jax.vmap."""
+    order = params.get("dimensions") if name == "reshape" else None
+    return None if order is None else tuple(order)
+
+
+def follow(view: View, array: np.ndarray) -> np.ndarray:
+    """The array after all steps of a view."""
+    return functools.reduce(lambda array, step: step(array), view, array)

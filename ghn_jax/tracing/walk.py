@@ -132,7 +132,15 @@ def walk(
             "`model`'s output does not depend on its input: give a network that classifies"
         )
     _, output, sources = max(found, key=lambda entry: entry[0])
-    return Walked(builder.finish(sources, output.labels), output.place, output.labels, norms, constants, met)
+    others = frozenset[int]().union(
+        *(
+            settled(builder, value).sources
+            for place, value in enumerate(results)
+            if place != output.place and place not in defined and isinstance(value, Activation)
+        )
+    )
+    extracted = builder.finish(sources, output.labels, others)
+    return Walked(extracted, output.place, output.labels, norms, constants, met)
 
 
 class _Walk:

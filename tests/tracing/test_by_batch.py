@@ -264,3 +264,37 @@ def test_normalisation_of_images_stays():
 
     params = jnp.ones((3, 10))
     close(ghn_jax.apply_by_batch(ghn_jax.Function(apply, params), params, IMAGES), apply(params, IMAGES))
+
+
+class AfterPool(nn.Module):
+    """A norm of a pooled map."""
+
+    @nn.compact
+    def __call__(self, x, train):
+        x = nn.relu(nn.Conv(16, (3, 3))(x)).mean((1, 2))
+        return nn.Dense(10)(nn.BatchNorm(not train)(x))
+
+
+def test_a_norm_right_after_a_pool():
+    variables, _ = ghn_jax.predict_parameters(AfterPool(), IMAGES, "ghn2-digits")
+    expected, _ = AfterPool().apply(variables, IMAGES, train=True, mutable=["batch_stats"])
+    close(ghn_jax.apply_by_batch(AfterPool(), variables, IMAGES), expected)
+    filled = ghn_jax.fill_running_statistics(AfterPool(), variables, IMAGES)
+    close(AfterPool().apply(filled, IMAGES, train=False), expected)
+
+
+class AlwaysTraining(nn.Module):
+    """A norm that never uses its running statistics."""
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.relu(nn.BatchNorm(use_running_average=False)(nn.Conv(16, (3, 3))(x)))
+        return nn.Dense(10)(x.mean((1, 2)))
+
+
+def test_a_norm_that_is_always_in_training():
+    variables, _ = ghn_jax.predict_parameters(AlwaysTraining(), IMAGES, "ghn2-digits")
+    expected, _ = AlwaysTraining().apply(variables, IMAGES, mutable=["batch_stats"])
+    close(ghn_jax.apply_by_batch(AlwaysTraining(), variables, IMAGES), expected)
+    filled = ghn_jax.fill_running_statistics(AlwaysTraining(), variables, IMAGES)
+    jax.tree.map(close, filled, variables)
