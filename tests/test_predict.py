@@ -350,7 +350,9 @@ def test_evaluates_exports_and_draws_an_imported_model(tmp_path, capsys):
     assert safetensors.numpy.load_file(tmp_path / "net.safetensors")["head.kernel"].shape == (24, 10)
     assert (tmp_path / "net.svg").exists()
     assert len((tmp_path / "results.jsonl").read_text().splitlines()) == 2
-    with pytest.raises(ValueError, match=r"`arch` \(='nosuch:f'\) cannot be imported"):
-        evaluate(EvaluateOptions(arch="nosuch:f"))
+    (tmp_path / "ends.py").write_text("import sys\nsys.exit(0)\n")
+    for arch in ("nosuch:f", f"{tmp_path}/ends.py:f"):
+        with pytest.raises(ValueError, match=r"`arch` \(='.*:f'\) cannot be imported"):
+            evaluate(EvaluateOptions(arch=arch))
     with pytest.raises(ValueError, match="`num_archs`"):
         evaluate(EvaluateOptions(arch="resnet50", num_archs=2))

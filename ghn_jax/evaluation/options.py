@@ -53,8 +53,8 @@ class EvaluateOptions:
     """Standard deviation of Gaussian noise on the images, of pixels in 0..1; published are 0.08 for CIFAR-10 and
     0.18 for ImageNet."""
     num_images: int | None = None
-    """Test on so many of the images alone, the same for all architectures: a full-width network takes a minute and more
-    a core for 10,000 of 32 pixels."""
+    """Test on so many of the images alone, at least 64, the same for all architectures: a full-width network takes a
+    minute and more a core for 10,000 of 32 pixels."""
     seed: int = 0
     """Of the sampled splits."""
     export: pathlib.Path | None = None

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from ghn_jax.evaluation.accuracy import NotFinite
 from ghn_jax.evaluation.results import checksum
 from ghn_jax.images.resident import ImageDataset, batch_indices
 from ghn_jax.images.sources import StreamedDataset
@@ -84,11 +85,18 @@ def make_data(data: Any, test: Arrays | None = None, workdir: pathlib.Path | Non
         from ghn_jax.finetuning.image_sets import FromDataset  # needs decoders, which arrays do without
 
         return FromDataset(data, workdir=workdir)
-    if isinstance(data, tuple) and len(data) == 2 and np.ndim(data[1]) == 1:
-        images, labels = _checked(data, "data")
-        return FromArrays(images, labels, _checked(test, "test") if test is not None else None)
-    if isinstance(data, Iterable):
-        return FromIterator(iter(data), _checked(test, "test") if test is not None else None)
+    tested = None if test is None else _checked(test, "test")
+    found: FromArrays | FromIterator | None = None
+    if isinstance(data, tuple | list) and len(data) == 2 and hasattr(data[0], "shape"):
+        found = FromArrays(*_checked(data, "data"), tested)
+    elif isinstance(data, Iterable):
+        found = FromIterator(iter(data), tested)
+    if found is not None:
+        if tested is not None and tested[0].shape[1:] != found.image_shape:
+            raise ValueError(
+                f"`test` has images of shape {tested[0].shape[1:]}, and `data` of {found.image_shape}: give the same"
+            )
+        return found
     raise ValueError(
         f"`data` (a {type(data).__name__}) is no image set, no pair of arrays (images, labels) and no iterable of them"
     )
@@ -172,8 +180,13 @@ class FromIterator:
 
 
 def _checked(pair: Any, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Images in float32 and labels in int32; ValueError unless they belong together."""
-    images, labels = pair
+    """Images in float32 and labels in int32; ValueError unless they belong together, and all numbers are finite."""
+    try:
+        images, labels = pair
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"`{name}` holds a {type(pair).__name__}, no pair (images, labels): give one"
+        ) from None
     images, labels = np.asarray(images, np.float32), np.asarray(labels)
     if images.ndim < 2 or labels.ndim != 1 or len(images) != len(labels) or len(labels) == 0:
         raise ValueError(
@@ -184,6 +197,8 @@ def _checked(pair: Any, name: str) -> tuple[np.ndarray, np.ndarray]:
         raise ValueError(
             f"`{name}` has labels of type {labels.dtype}, from {labels.min()}: give integers from 0 on"
         )
+    if not np.isfinite(images).all():
+        raise ValueError(f"`{name}` has images with numbers that are not finite: replace them")
     return images, labels.astype(np.int32)
 
 
@@ -197,10 +212,7 @@ def _test(logits: Logits, test: tuple[np.ndarray, np.ndarray] | None) -> Accurac
         rows: Array = logits(jnp.asarray(np.resize(part, (_TEST_BATCH, *part.shape[1:]))))[: len(wanted)]
         numbers = np.asarray(rows, np.float32)
         if not np.isfinite(numbers).all():
-            raise ValueError(
-                f"the logits of test images {start} to {start + len(wanted) - 1} are not finite: the network has no "
-                "accuracy; checkpoints are as before"
-            )
+            raise NotFinite(f"the logits of test images {start} to {start + len(wanted) - 1} are not finite")
         order = np.argsort(-numbers, axis=-1, kind="stable")
         hits += [(order[:, :k] == wanted[:, None]).any(-1).sum() for k in (1, 5)]
     top1, top5 = 100.0 * hits / len(labels)

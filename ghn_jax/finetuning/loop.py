@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ghn_jax.evaluation.accuracy import NotFinite
 from ghn_jax.finetuning.classifier import Classifier, classifier, code, logits_of, named, unnamed
 from ghn_jax.finetuning.data import Arrays, Batch, Data, make_data
 from ghn_jax.finetuning.recipe import Recipe, learning_rate, make_optimizer
@@ -60,7 +61,7 @@ def finetune(
     *,
     init: str | pathlib.Path | TrainedGHN = RANDOM,
     recipe: Recipe | None = None,
-    workdir: pathlib.Path | None = None,
+    workdir: str | pathlib.Path | None = None,
     checkpoint_every: int = 500,
     log_every: int = 50,
     say: Callable[[str], None] | None = None,
@@ -91,6 +92,7 @@ def finetune(
     for name, steps in (("checkpoint_every", checkpoint_every), ("log_every", log_every)):
         check_range(name, steps, 1)
     shown = Lines(say)
+    workdir = None if workdir is None else pathlib.Path(workdir)
     return train(
         model,
         make_data(data, test, workdir),
@@ -185,7 +187,11 @@ def train(
 
         def test() -> None:
             shown.doing(f"testing after step {int(now.step)}")
-            result = data.test(lambda images: evaluate(now.params, now.state, images))
+            try:
+                result = data.test(lambda images: evaluate(now.params, now.state, images))
+            except NotFinite as error:
+                remedy = _lower(recipe) if int(now.step) else f"give another `init` (={init})"
+                raise NonFiniteLoss(f"{error}, after step {int(now.step)}: {remedy}") from error
             if result is not None:
                 tested.append(Scored(int(now.step), result.top1, result.top5))
                 metrics.write(step=int(now.step), test_top1=result.top1, test_top5=result.top5)
@@ -221,11 +227,9 @@ def train(
                 if step + 1 < last_step:
                     batch = batches(step + 1)  # while the devices are at work
                 loss, top1, norm = (float(value) for value in measured)
-                if not np.isfinite(loss):
-                    raise NonFiniteLoss(
-                        f"`loss` (={loss}) is not finite at step {step + 1}: lower `learning_rate` "
-                        f"(={recipe.learning_rate}), or add `warmup_steps`; checkpoints are as before"
-                    )
+                if not np.isfinite(loss) or np.isnan(norm):
+                    what = f"the norm of the gradient (={norm})" if np.isfinite(loss) else f"`loss` (={loss})"
+                    raise NonFiniteLoss(f"{what} is not finite at step {step + 1}: {_lower(recipe)}")
                 clock.tick(step + 1)
                 metrics.write(
                     step=step + 1,
@@ -248,6 +252,13 @@ def train(
         if data.damage:
             say(f"note: {data.damage}")
         return Finetuned(network.join(now.params, now.state), tested, notes)
+
+
+def _lower(recipe: Recipe) -> str:
+    """What helps where training diverges."""
+    return (
+        f"lower `learning_rate` (={recipe.learning_rate}), or add `warmup_steps`; checkpoints are as before"
+    )
 
 
 def read_tests(file: pathlib.Path, last: int) -> list[Scored]:

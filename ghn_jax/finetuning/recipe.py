@@ -88,7 +88,9 @@ class Recipe:
     def images_per_step(self, num_images: int) -> int:
         """The batch size; raises ValueError if it exceeds the number of training images."""
         if self.batch_size is not None and self.batch_size > num_images:
-            raise ValueError(f"`batch_size` (={self.batch_size}) exceeds the {num_images} training images")
+            raise ValueError(
+                f"`batch_size` (={self.batch_size}) exceeds the {num_images} training images: lower it"
+            )
         return self.batch_size or min(96, num_images)
 
     def evaluation_steps(self, num_steps: int) -> set[int]:

@@ -51,7 +51,10 @@ def make_start(
     if init == RANDOM:
         return Start(classifier.draw(key), (), RANDOM)
     if not isinstance(init, TrainedGHN):
+        pretrained.check_name(init, "init", [RANDOM])
         path = pathlib.Path(init)
+        if path.is_dir() and not (path / "checkpoints").exists():
+            _name_runs_inside(path)
         if path.is_dir() and (path / "checkpoints").is_dir():
             with called("ckpt", "init"):
                 saved, meta = load_weights(path)
@@ -86,6 +89,15 @@ def _predicted(
     if recipe.orthogonal:
         params = orthogonalize(params, layers=layers)
     return Start(classifier.join(params, state), (str(report), *notes), checksum(ghn.params))
+
+
+def _name_runs_inside(path: pathlib.Path) -> None:
+    """Raises ValueError for a directory of several runs, which names one of them."""
+    runs = sorted(found.parent for depth in ("*", "*/*") for found in path.glob(f"{depth}/checkpoints"))
+    if runs:
+        raise ValueError(
+            f"`init` (={str(path)!r}) holds {len(runs)} run{'s' * (len(runs) > 1)}: give one, as {str(runs[0])!r}"
+        )
 
 
 def _public(name: str) -> str:

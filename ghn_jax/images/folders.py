@@ -16,7 +16,7 @@ from jaxtyping import Int
 
 from ghn_jax.images.examples import MAX_HELD_OUT, DamagedImage, Example, Found
 from ghn_jax.images.splits import split_names
-from ghn_jax.runtime.errors import check_directory
+from ghn_jax.runtime.errors import check_directory, some
 
 EXTENSIONS = frozenset(
     [
@@ -101,7 +101,7 @@ def open_folder(path: Path) -> Found:
     notes = []
     if not roots and there and all(_holds_images(path / name) for name in there):
         notes.append(
-            f"{path} has no folder train: the classes are the {len(there)} folders in it, {_some(there)}"
+            f"{path} has no folder train: the classes are the {len(there)} folders in it, {some(there)}"
         )
         roots, there = {"train": path}, []
     if "train" not in roots:
@@ -113,12 +113,10 @@ def open_folder(path: Path) -> Found:
     sources = {split: FolderSource(roots[split], classes, files) for split, (files, _) in listed.items()}
     passed_over = [name for _, others in listed.values() for name in others]
     if passed_over:
-        notes.append(
-            f"{len(passed_over)} files are passed over, since they are no images: {_some(passed_over)}"
-        )
+        notes.append(f"passed over, since they are no images ({len(passed_over)}): {some(passed_over)}")
     unused = [name for name in there if path / name not in roots.values()]
     if unused:
-        notes.append(f"directories beside train are not used: {_some(unused)}")
+        notes.append(f"directories beside train are not used: {some(unused)}")
     digest = hashlib.sha256(
         "".join(split + sources[split].fingerprint() for split in sorted(sources)).encode()
     )
@@ -135,7 +133,8 @@ def _list_split(root: Path, split: str, classes: Sequence[str]) -> _Listed:
     unknown = set(_directories(root)) - set(classes)
     if unknown:
         raise ValueError(
-            f"{root} has {len(unknown)} classes that train lacks, as {min(unknown)!r}: move them away"
+            f"`dataset` (={str(root)!r}) has classes that train lacks ({len(unknown)}, as {min(unknown)!r}): move them "
+            "away"
         )
     passed_over = [
         str(root / entry.name) for entry in os.scandir(root) if entry.is_file() and not _hidden(entry.name)
@@ -153,7 +152,7 @@ def _list_split(root: Path, split: str, classes: Sequence[str]) -> _Listed:
     empty = [name for name, found in zip(classes, files, strict=True) if not found]
     if split == "train" and empty and len(empty) < len(classes):
         raise ValueError(
-            f"{root / empty[0]} has no images, nor have {len(empty) - 1} other classes: remove them"
+            f"`dataset` (={str(root)!r}) has classes without images ({len(empty)}, as {empty[0]!r}): remove them"
         )
     return _Listed(files, passed_over)
 
@@ -192,7 +191,3 @@ def _is_image(name: str) -> bool:
 def _hidden(name: str) -> bool:
     """Whether programs put it there for themselves, as .ipynb_checkpoints, .DS_Store, ._image.jpg of a Mac."""
     return name.startswith(".") or name == "__MACOSX"
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")

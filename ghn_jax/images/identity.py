@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from ghn_jax.runtime.errors import some
+
 
 @dataclass(frozen=True)
 class Identity:
@@ -42,9 +44,9 @@ def changed_classes(before: Sequence[str], now: Sequence[str]) -> list[str]:
         found.append(f"it had {len(before)} classes, has {len(now)}")
     gone, new = _missing(before, now), _missing(now, before)
     if gone:
-        found.append(f"classes are gone: {_some(gone)}")
+        found.append(f"classes are gone: {some(gone)}")
     if new:
-        found.append(f"classes are new: {_some(new)}")
+        found.append(f"classes are new: {some(new)}")
     if not found and list(before) != list(now):
         found.append("classes are in another order")
     return found
@@ -53,7 +55,3 @@ def changed_classes(before: Sequence[str], now: Sequence[str]) -> list[str]:
 def _missing(names: Sequence[str], among: Sequence[str]) -> list[str]:
     known = set(among)
     return [name for name in names if name not in known]
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -75,7 +75,8 @@ def three_splits(dataset: str, splits: Mapping[str, Split], needs_test: bool = F
     held_out = train.held_out()
     if len(held_out) == 0:
         raise ValueError(
-            f"`dataset` (={dataset!r}) has too few training images ({len(train)}) to hold out a tenth for validation"
+            f"`dataset` (={dataset!r}) has too few training images ({len(train)}) to hold out a tenth for validation: "
+            "add some"
         )
     tested = train.held_out_to_test() if not unseen else np.arange(0)
     kept = np.setdiff1d(np.arange(len(train)), np.union1d(held_out, tested))

@@ -13,6 +13,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -287,9 +288,24 @@ def _start(batches: grain.MapDataset[Batch], num_workers: int) -> grain.DatasetI
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()  # grain asks absl, which our commands do without
         workers = min(num_workers, len(batches))
+        _start_tracker()
         one_ahead = grain.MultiprocessingOptions(workers, per_worker_buffer_size=1)
         ahead = ahead.mp_prefetch(one_ahead, worker_init_fn=_follow_parent)
     return iter(ahead)
+
+
+def _start_tracker() -> None:
+    """Starts the resource tracker, which frees the batches on their way when workers end, and is not to warn of it."""
+    name = "PYTHONWARNINGS"
+    before = os.environ.get(name)
+    os.environ[name] = ",".join([*filter(None, [before]), "ignore:resource_tracker:UserWarning"])
+    try:
+        resource_tracker.ensure_running()
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
 
 
 def _follow_parent(*_: int) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Int
 
 from ghn_jax.images.examples import MAX_HELD_OUT, DamagedImage, Example, Found
-from ghn_jax.runtime.errors import check_directory
+from ghn_jax.runtime.errors import check_directory, some
 from ghn_jax.runtime.extras import extra
 from ghn_jax.runtime.open_files import allow_open_files
 
@@ -141,7 +141,8 @@ def _index(path: str, num_bytes: int = 2**16) -> bytes:
 
 def _tfds_directory(name: str, data_dir: Path | str | None) -> Path:
     """The directory of a data set's version."""
-    remedy = "see docs/imagenet.md"
+    page = "imagenet" if name.startswith("imagenet") else "images"
+    remedy = f"see docs/{page}.md"
     if data_dir is None:
         raise ValueError(f"`data_dir` (=None) must name a TFDS directory with {name}: {remedy}")
     check_directory("data_dir", Path(data_dir), f"give a TFDS directory with {name}, {remedy}")
@@ -153,7 +154,7 @@ def _tfds_directory(name: str, data_dir: Path | str | None) -> Path:
         if above:
             remedy = f"give the directory above, {str(above)!r}"
         raise ValueError(
-            f"`data_dir` (={str(data_dir)!r}) lacks {path} (it holds {', '.join(there) or 'no directories'}): {remedy}"
+            f"`data_dir` (={str(data_dir)!r}) lacks {path} (it holds {some(there) or 'no directories'}): {remedy}"
         )
     versions = _versions(home)
     versions.sort(key=lambda text: tuple(map(int, text.split("."))))

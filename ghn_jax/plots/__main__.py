@@ -24,7 +24,7 @@ class PlotOptions:
     """
 
     run: Annotated[pathlib.Path, tyro.conf.Positional]
-    """The work directory of a training run."""
+    """The work directory of a training run, or of a start and seed of a fine-tuning (DIR/START/seedN)."""
     results: tuple[pathlib.Path, ...] = ()
     """Files of evaluations [those of the run in the directory eval beside it]."""
     output: pathlib.Path | None = None
@@ -38,6 +38,10 @@ class PlotOptions:
 def plot(options: PlotOptions) -> None:
     """Writes the figures and prints their paths. Raises ValueError if there is nothing to draw."""
     output = options.output or options.run
+    if not (options.run / "metrics.jsonl").exists():
+        inside = sorted(str(file.parent) for file in options.run.glob("*/seed*/metrics.jsonl"))
+        remedy = f"one in it, as {inside[0]!r}" if inside else "the work directory of a run"
+        raise ValueError(f"`run` (={str(options.run)!r}) has no metrics.jsonl: give {remedy}")
     evaluations = options.results or sorted((options.run.parent / "eval").glob(f"{options.run.name}-*.jsonl"))
     figures = {"training": training_figure(options.run / "metrics.jsonl")}
     if evaluations:

@@ -22,7 +22,7 @@ _COLUMNS = 3
 
 
 def training_figure(metrics: pathlib.Path) -> Figure:
-    """Loss and top-1 accuracy by step, with their running medians, and the accuracy of each validation."""
+    """Loss and top-1 accuracy by step, with their running medians, and the accuracy of each validation or test."""
     lines = records.read(metrics, "run")
     if not all("step" in line for line in lines):
         raise ValueError(
@@ -32,10 +32,11 @@ def training_figure(metrics: pathlib.Path) -> Figure:
     losses, accuracies = figure.subplots(1, 2)
     _draw_steps(losses, series(lines, "loss"), "loss")
     _draw_steps(accuracies, series(lines, "top1"), "top-1 accuracy on training images, %")
-    steps, validated = series(lines, "val_top1")
-    if len(steps):
-        accuracies.plot(steps, validated, "o-", color="tab:red", label="validation, unseen architectures")
-        accuracies.legend()
+    for name, label in (("val_top1", "validation, unseen architectures"), ("test_top1", "test images")):
+        steps, validated = series(lines, name)
+        if len(steps):
+            accuracies.plot(steps, validated, "o-", color="tab:red", label=label)
+            accuracies.legend()
     figure.suptitle(metrics.parent.name)
     return figure
 

@@ -16,9 +16,18 @@ Series = tuple[Float[np.ndarray, " step"], Float[np.ndarray, " step"]]
 def read(path: pathlib.Path, argument: str) -> list[dict[str, Any]]:
     """The whole lines of a file; ValueError if there are none, or one is no JSON object."""
     try:
-        records = [json.loads(line) for line in path.read_text().split("\n")[:-1]]
+        lines = path.read_text().split("\n")[:-1]
     except (OSError, ValueError) as error:
-        raise ValueError(f"`{argument}` (={str(path)!r}) cannot be read: {error}") from error
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ValueError(f"`{argument}` (={str(path)!r}) cannot be read: {reason}") from error
+    records = []
+    for number, line in enumerate(lines, 1):
+        try:
+            records.append(json.loads(line))
+        except ValueError as error:
+            raise ValueError(
+                f"`{argument}` (={str(path)!r}) is damaged: its line {number} is no JSON object; remove that line"
+            ) from error
     if not records:
         raise ValueError(f"`{argument}` (={str(path)!r}) is empty: wait for the first step")
     if not all(isinstance(record, dict) for record in records):

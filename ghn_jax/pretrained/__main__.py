@@ -39,10 +39,19 @@ def _show(source: str) -> None:
     config, params, info = pretrained.load(source)
     for title, facts in (("configuration", dataclasses.asdict(config)), ("info", info)):
         print(title)
-        for name, value in facts.items():
-            print(f"  {name:<14} {value}")
+        _print_facts(facts, "  ")
     count = sum(tensor.size for tensor in _leaves(params))
     print(f"weights\n  {count:,} in {len(_leaves(params))} tensors")
+
+
+def _print_facts(facts: dict, indent: str) -> None:
+    """One a line; those of the weights that training started from further in."""
+    for name, value in facts.items():
+        if isinstance(value, dict):
+            print(f"{indent}{name}")
+            _print_facts(value, indent + "  ")
+        else:
+            print(f"{indent}{name:<14} {value}")
 
 
 def _leaves(params: dict) -> list[np.ndarray]:

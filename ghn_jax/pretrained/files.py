@@ -98,7 +98,8 @@ def _from_content(path: pathlib.Path, content: Any, file_format: str) -> StoredG
         "format": file_format,
         "classes": config.num_classes,
         "size": sum(int(np.prod(tensor.shape)) for tensor in named.values()),
-        "dataset": {10: "cifar10", 1000: "imagenet"}.get(config.num_classes, "unknown"),
+        "dataset": checkpoint.get("dataset")  # of what this project wrote
+        or {10: "cifar10", 1000: "imagenet"}.get(config.num_classes, "unknown"),
     }
     epoch = checkpoint.get("epoch")
     return StoredGHN(config, named, info | ({} if epoch is None else {"epoch": epoch}))
@@ -128,7 +129,7 @@ def save(path: pathlib.Path, ghn: TrainedGHN, dtype: type[np.floating] = np.floa
         partial.touch()
         mode = partial.stat().st_mode  # by the umask, which safetensors does not ask
         if path.suffix == ".pt":
-            write_torch_file(partial, state, public_config(ghn.config))
+            write_torch_file(partial, state, public_config(ghn.config), ghn.info.get("dataset"))
         else:
             metadata = {
                 "format": _FORMAT,

@@ -100,8 +100,9 @@ def _from_hub(name: str, repository: str, file: str, revision: str | None) -> Fo
     except ValueError as error:
         raise _not_here(name, f"is on the Hugging Face hub, but {error}") from error
     try:
+        download = hub.hf_hub_download  # imports more, which sets the level of messages
         logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # a line for each of its attempts
-        path = pathlib.Path(hub.hf_hub_download(repository, file, revision=revision))
+        path = pathlib.Path(download(repository, file, revision=revision))
     except errors.RevisionNotFoundError as error:
         raise ValueError(
             f"`ckpt` (={name}@{revision}) names no revision of {repository}: leave it out"

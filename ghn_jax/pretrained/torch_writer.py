@@ -11,16 +11,24 @@ import numpy as np
 _STORAGES = {np.dtype("f4"): "FloatStorage", np.dtype("f2"): "HalfStorage"}
 
 
-def write_torch_file(path: pathlib.Path, state: Mapping[str, np.ndarray], config: Mapping[str, Any]) -> None:
-    """Writes {'state_dict': ..., 'config': ...}, which torch.load reads, with weights_only too.
+def write_torch_file(
+    path: pathlib.Path,
+    state: Mapping[str, np.ndarray],
+    config: Mapping[str, Any],
+    dataset: str | None = None,
+) -> None:
+    """Writes {'state_dict': ..., 'config': ..., 'dataset': ...}, which torch.load reads, with weights_only too.
 
     Args:
       state: float32 or float16 arrays by name.
       config: numbers, truth values, strings, and tuples of these.
+      dataset: what the GHN was trained on, if known; the public code passes over it.
     """
     with zipfile.ZipFile(path, "w") as archive:
-        pickled = b"\x80\x02" + _dict({"state_dict": _state(state), "config": _dict(config)}) + b"."
-        archive.writestr("ghn/data.pkl", pickled)
+        content: dict[str, Any] = {"state_dict": _state(state), "config": _dict(config)}
+        if dataset is not None:
+            content["dataset"] = dataset
+        archive.writestr("ghn/data.pkl", b"\x80\x02" + _dict(content) + b".")
         archive.writestr("ghn/byteorder", "little")
         for key, tensor in enumerate(state.values()):
             with archive.open(f"ghn/data/{key}", "w", force_zip64=True) as member:

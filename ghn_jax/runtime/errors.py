@@ -4,7 +4,7 @@ import contextlib
 import difflib
 import math
 import pathlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 
 def unknown_name(argument: str, value: object, valid: Iterable[str]) -> ValueError:
@@ -13,6 +13,11 @@ def unknown_name(argument: str, value: object, valid: Iterable[str]) -> ValueErr
     nearest = difflib.get_close_matches(str(value), names, n=3, cutoff=0.4)
     hint = f"did you mean {' or '.join(repr(n) for n in nearest)}? " if nearest else ""
     return ValueError(f"`{argument}` (={value!r}) is unknown: {hint}valid are {', '.join(names)}")
+
+
+def some(names: Sequence[str]) -> str:
+    """The first of these, and how many more there are."""
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 @contextlib.contextmanager

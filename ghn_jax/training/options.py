@@ -99,7 +99,8 @@ class TrainOptions:
     in eight has no batch norm; lighter, the same without the heaviest 30 %; or narrow, of 32 channels and the
     lighter half [published, digits: narrow, with ghn3: wider]."""
     epochs: int | None = None
-    """Passes over the images, as one architecture sees them [300, imagenet: 150, with ghn3: 75, digits: 9]."""
+    """Passes over the images, as one architecture sees them [cifar10: 300, digits: 9, others: 150; imagenet with
+    ghn3: 75]."""
     steps: int | None = None
     """Stop after this many steps, even if the epochs are not over."""
     learning_rate: float | None = None
@@ -107,7 +108,7 @@ class TrainOptions:
     weight_decay: float | None = None
     """Of all weights [of the recipe]."""
     label_smoothing: float | None = None
-    """Share of each target spread over all classes [imagenet: 0.1, else 0]."""
+    """Share of each target spread over all classes [cifar10 and digits: 0, others: 0.1]."""
     clip: float | None = None
     """Largest global norm of the gradient [of the recipe]."""
     seed: int = 0
@@ -197,7 +198,9 @@ class TrainOptions:
         largest = max(1, min(_MAX_BATCH_SIZE, num_train // _STEPS_PER_EPOCH))
         batch_size = self.batch_size or 1 << largest.bit_length() - 1
         if batch_size > num_train:
-            raise ValueError(f"`batch_size` (={batch_size}) exceeds the {num_train} training images")
+            raise ValueError(
+                f"`batch_size` (={batch_size}) exceeds the {num_train} training images: lower it"
+            )
         val_archs = self.val_archs
         if val_archs is None:
             val_archs = _VAL_ARCHS if num_val >= BATCH_SIZE else 0

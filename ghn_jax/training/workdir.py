@@ -70,7 +70,7 @@ class MetricsFile:
                 "another --workdir, or move that file away"
             )
         kept = text[: mark["bytes"]] if mark else b""
-        if text and mark and _mark(kept) != mark:
+        if mark and path.exists() and _mark(kept) != mark:
             raise ValueError(
                 f"{path} is not as the run left it at its latest checkpoint: move it away, and the same command goes "
                 "on with a new one"

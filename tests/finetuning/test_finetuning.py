@@ -352,7 +352,7 @@ def test_bad_input_is_named(message: str, tmp_path: pathlib.Path):
 
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_checkpoint_before(tmp_path: pathlib.Path):
     images, labels = arrays(16)
-    batches = [(images, labels)] * 5 + [(np.full_like(images, np.nan), labels)]
+    batches = [(images, labels)] * 5 + [(np.full_like(images, 3e38), labels)]
     recipe = Recipe(steps=6)
     with pytest.raises(loop.NonFiniteLoss, match=r"not finite at step 6.*`learning_rate`"):
         loop.finetune(Small(), batches, recipe=recipe, workdir=tmp_path, checkpoint_every=5)

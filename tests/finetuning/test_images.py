@@ -33,8 +33,15 @@ def arrays(num: int = 12) -> tuple[np.ndarray, np.ndarray]:
     return images, np.arange(num) % 3
 
 
-def finetune(data: Any, *others: Any, steps: int = 1, model: nn.Module | None = None, **options: Any) -> Any:
-    recipe = Recipe(steps=steps, batch_size=4)
+def finetune(
+    data: Any,
+    *others: Any,
+    steps: int = 1,
+    model: nn.Module | None = None,
+    settings: dict[str, Any] | None = None,
+    **options: Any,
+) -> Any:
+    recipe = Recipe(steps=steps, batch_size=4, **settings or {})
     return loop.finetune(model or Small(), data, *others, recipe=recipe, **options)
 
 
@@ -126,8 +133,48 @@ def test_labels_without_a_logit_and_logits_that_are_not_finite():
     for data in (good, iter([good])):
         with pytest.raises(ValueError, match="`model` has 3 logits and the images have"):
             finetune(data, bad)
-    with pytest.raises(ValueError, match="logits of test images 0 to 3 are not finite"):
-        finetune(good, (np.full_like(images, np.nan), labels))
+    with pytest.raises(
+        loop.NonFiniteLoss, match="images 0 to 3 are not finite, after step 0: give another `init`"
+    ):
+        finetune(good, (np.full_like(images, 3e38), labels))
+    large = (1e15 * images, labels)
+    with pytest.raises(loop.NonFiniteLoss, match=r"not finite, after step 1: lower `learning_rate`"):
+        finetune(large, large, settings={"learning_rate": 2e9, "clip": 1e9})
+
+
+def test_arrays_that_do_not_fit():
+    images, labels = arrays(4)
+    finetune([images, labels])
+    others: list[tuple[Any, str]] = [
+        ((images, labels[:, None]), r"labels of shape \(4, 1\)"),
+        ([{"image": images}], "`data` holds a dict, no pair"),
+        ((np.full_like(images, np.nan), labels), "`data` has images with numbers that are not finite"),
+    ]
+    for data, message in others:
+        with pytest.raises(ValueError, match=message):
+            finetune(data)
+    with pytest.raises(ValueError, match=r"`test` has images of shape .*, and `data` of .*: give the same"):
+        finetune((images, labels), (images[:, :4], labels))
+
+
+def test_a_start_that_is_none(tmp_path: pathlib.Path):
+    with pytest.raises(ValueError, match=r"`init` .*did you mean 'random'"):
+        finetune(arrays(), init="rando")
+    run = tmp_path / "random" / "seed0"
+    finetune(arrays(), workdir=str(run))
+    for directory in (tmp_path, tmp_path / "random"):
+        with pytest.raises(ValueError, match=r"`init` .* holds 1 run: give one, as .*random/seed0"):
+            finetune(arrays(), init=directory)
+    finetune(arrays(), init=str(run))
+
+
+def test_emptied_metrics_are_not_what_the_run_left(tmp_path: pathlib.Path):
+    finetune(arrays(), workdir=tmp_path)
+    (tmp_path / "metrics.jsonl").write_bytes(b"")
+    with pytest.raises(ValueError, match="not as the run left it"):
+        finetune(arrays(), workdir=tmp_path)
+    (tmp_path / "metrics.jsonl").unlink()
+    finetune(arrays(), workdir=tmp_path)
 
 
 def test_another_stem_is_another_model(tmp_path: pathlib.Path):

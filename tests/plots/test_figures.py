@@ -67,4 +67,14 @@ def test_command_finds_the_evaluations_of_a_run(forks: Forks, tmp_path: pathlib.
 def test_no_run_is_one_line(forks: Forks, tmp_path: pathlib.Path):
     done = forks.run("python", "-m", "ghn_jax.plots", tmp_path)
     assert done.returncode == 2
-    assert done.stderr.startswith(f"error: `run` (='{tmp_path}/metrics.jsonl') cannot be read")
+    assert (
+        done.stderr
+        == f"error: `run` (='{tmp_path}') has no metrics.jsonl: give the work directory of a run\n"
+    )
+    seed = tmp_path / "random" / "seed0"
+    seed.mkdir(parents=True)
+    (seed / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0, "top1": 9.0}\n?\n')
+    done = forks.run("python", "-m", "ghn_jax.plots", tmp_path)
+    assert done.stderr.endswith(f"has no metrics.jsonl: give one in it, as '{seed}'\n")
+    done = forks.run("python", "-m", "ghn_jax.plots", seed)
+    assert done.stderr.endswith("is damaged: its line 2 is no JSON object; remove that line\n")

@@ -31,7 +31,7 @@ TINY = GHNConfig(hidden=8, channels=8, max_kernel=3)
 
 @pytest.fixture(scope="module")
 def tiny() -> pretrained.TrainedGHN:
-    return pretrained.TrainedGHN(TINY, golden_params(TINY), {"steps": 3})
+    return pretrained.TrainedGHN(TINY, golden_params(TINY), {"steps": 3, "dataset": "digits"})
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -107,6 +107,7 @@ def test_convert_and_show(tmp_path, tiny, capsys, monkeypatch):
     assert loaded.info == tiny.info
     np.testing.assert_allclose(loaded.params["ln"]["scale"], tiny.params["ln"]["scale"], rtol=1e-3)
     assert pretrained.load(back).config == TINY
+    assert pretrained.load(back).info["dataset"] == tiny.info["dataset"]
     monkeypatch.setattr("sys.argv", ["pretrained", "convert", source, "out.txt"])
     with pytest.raises(SystemExit, match="2"):
         command.main()
