@@ -44,7 +44,7 @@ def open_results(
     if records[0] != header:
         different = [k for k in header | records[0] if records[0].get(k) != header.get(k)]
         raise ValueError(
-            f"`results` (={str(path)!r}) holds another evaluation (of another {', '.join(different)}): "
+            f"`results` (={str(path)!r}) holds another evaluation (other {', '.join(different)}): "
             "give another --results, or move it away"
         )
     for number, record in enumerate(records[1:], start=2):

@@ -105,7 +105,7 @@ ROW = {"arch": "0", "parameters": 1, "top1": 1.0, "top5": 2.0, "predict_seconds"
         ("notes\n", "line 1"),
         ("[1]\n", "line 1"),
         (json.dumps(HEADER), "is no file of results"),
-        (json.dumps(HEADER | {"weights": "1"}) + "\n", "weights differ"),
+        (json.dumps(HEADER | {"weights": "1"}) + "\n", "other weights"),
         (json.dumps(HEADER) + "\n" + '{"arch": "0"}\n', "line 2"),
         (json.dumps(HEADER) + "\n" + "[]\n", "line 2"),
     ],
