@@ -87,7 +87,7 @@ def make_data(data: Any, test: Arrays | None = None, workdir: pathlib.Path | Non
         return FromDataset(data, workdir=workdir)
     tested = None if test is None else _checked(test, "test")
     found: FromArrays | FromIterator | None = None
-    if isinstance(data, tuple | list) and len(data) == 2 and hasattr(data[0], "shape"):
+    if _is_pair(data):
         found = FromArrays(*_checked(data, "data"), tested)
     elif isinstance(data, Iterable):
         found = FromIterator(iter(data), tested)
@@ -177,6 +177,13 @@ class FromIterator:
 
     def close(self) -> None:
         """As in `Data`."""
+
+
+def _is_pair(data: Any) -> bool:
+    """Whether these are images and labels, rather than two batches; either may be a list."""
+    if not isinstance(data, tuple | list) or len(data) != 2:
+        return False
+    return any(hasattr(part, "shape") for part in data) or isinstance(data[1][0], int)
 
 
 def _checked(pair: Any, name: str) -> tuple[np.ndarray, np.ndarray]:

@@ -190,7 +190,8 @@ def train(
             try:
                 result = data.test(lambda images: evaluate(now.params, now.state, images))
             except NotFinite as error:
-                remedy = _lower(recipe) if int(now.step) else f"give another `init` (={init})"
+                named = init if isinstance(init, str | pathlib.Path) else "a GHN"
+                remedy = _lower(recipe) if int(now.step) else f"give another `init` (={str(named)!r})"
                 raise NonFiniteLoss(f"{error}, after step {int(now.step)}: {remedy}") from error
             if result is not None:
                 tested.append(Scored(int(now.step), result.top1, result.top5))

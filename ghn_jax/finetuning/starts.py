@@ -16,6 +16,7 @@ from ghn_jax.predict import predict_parameters
 from ghn_jax.pretrained import TrainedGHN
 from ghn_jax.pretrained.runs import load_weights
 from ghn_jax.runtime.errors import called
+from ghn_jax.training.workdir import runs_inside
 
 RANDOM = "random"
 """The start that draws the parameters."""
@@ -93,8 +94,7 @@ def _predicted(
 
 def _name_runs_inside(path: pathlib.Path) -> None:
     """Raises ValueError for a directory of several runs, which names one of them."""
-    runs = sorted(found.parent for depth in ("*", "*/*") for found in path.glob(f"{depth}/checkpoints"))
-    if runs:
+    if runs := runs_inside(path):
         raise ValueError(
             f"`init` (={str(path)!r}) holds {len(runs)} run{'s' * (len(runs) > 1)}: give one, as {str(runs[0])!r}"
         )

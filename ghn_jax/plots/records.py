@@ -23,15 +23,17 @@ def read(path: pathlib.Path, argument: str) -> list[dict[str, Any]]:
     records = []
     for number, line in enumerate(lines, 1):
         try:
-            records.append(json.loads(line))
-        except ValueError as error:
+            record = json.loads(line)
+        except ValueError:
+            record = None
+        if not isinstance(record, dict):
             raise ValueError(
-                f"`{argument}` (={str(path)!r}) is damaged: its line {number} is no JSON object; remove that line"
-            ) from error
+                f"`{argument}` (={str(path)!r}) is damaged or of something else: its line {number} is no JSON object; "
+                "remove that line, or give another file"
+            )
+        records.append(record)
     if not records:
         raise ValueError(f"`{argument}` (={str(path)!r}) is empty: wait for the first step")
-    if not all(isinstance(record, dict) for record in records):
-        raise ValueError(f"`{argument}` (={str(path)!r}) is of something else: its lines are no JSON objects")
     return records
 
 

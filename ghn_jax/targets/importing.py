@@ -31,10 +31,7 @@ def import_model(arch: str, seed: int = 0) -> Any:
             return factory
         takes_rngs = "rngs" in inspect.signature(factory).parameters
         return factory(rngs=nnx.Rngs(seed)) if takes_rngs else factory()
-    except (
-        Exception,
-        SystemExit,
-    ) as error:  # whatever the module raises, a parser of the command's arguments too
+    except (Exception, SystemExit) as error:  # whatever the module raises; it may parse arguments, and end
         raise ValueError(
             f"`arch` (={arch!r}) cannot be imported ({origin.described(error)}): give package.module:factory or "
             "file.py:factory, a function without arguments that makes a model"

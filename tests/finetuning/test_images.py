@@ -145,6 +145,8 @@ def test_labels_without_a_logit_and_logits_that_are_not_finite():
 def test_arrays_that_do_not_fit():
     images, labels = arrays(4)
     finetune([images, labels])
+    finetune((list(images), labels))
+    finetune((images, labels.tolist()))
     others: list[tuple[Any, str]] = [
         ((images, labels[:, None]), r"labels of shape \(4, 1\)"),
         ([{"image": images}], "`data` holds a dict, no pair"),

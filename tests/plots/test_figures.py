@@ -77,4 +77,4 @@ def test_no_run_is_one_line(forks: Forks, tmp_path: pathlib.Path):
     done = forks.run("python", "-m", "ghn_jax.plots", tmp_path)
     assert done.stderr.endswith(f"has no metrics.jsonl: give one in it, as '{seed}'\n")
     done = forks.run("python", "-m", "ghn_jax.plots", seed)
-    assert done.stderr.endswith("is damaged: its line 2 is no JSON object; remove that line\n")
+    assert done.stderr.endswith("its line 2 is no JSON object; remove that line, or give another file\n")
