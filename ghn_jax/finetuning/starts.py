@@ -16,7 +16,7 @@ from ghn_jax.predict import predict_parameters
 from ghn_jax.pretrained import TrainedGHN
 from ghn_jax.pretrained.runs import load_weights
 from ghn_jax.runtime.errors import called
-from ghn_jax.training.workdir import runs_inside
+from ghn_jax.runtime.outputs import runs_inside
 
 RANDOM = "random"
 """The start that draws the parameters."""

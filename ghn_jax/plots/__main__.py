@@ -9,7 +9,6 @@ from typing import Annotated, Literal
 
 from ghn_jax.runtime import commands, outputs
 from ghn_jax.runtime.extras import extra
-from ghn_jax.training.workdir import runs_inside
 
 with commands.errors_as_lines(), extra("plots"):
     import tyro
@@ -40,7 +39,7 @@ def plot(options: PlotOptions) -> None:
     """Writes the figures and prints their paths. Raises ValueError if there is nothing to draw."""
     output = options.output or options.run
     if not (options.run / "metrics.jsonl").exists():
-        inside = runs_inside(options.run)
+        inside = outputs.runs_inside(options.run)
         remedy = f"one in it, as {str(inside[0])!r}" if inside else "the work directory of a run"
         raise ValueError(f"`run` (={str(options.run)!r}) has no metrics.jsonl: give {remedy}")
     evaluations = options.results or sorted((options.run.parent / "eval").glob(f"{options.run.name}-*.jsonl"))

@@ -77,3 +77,8 @@ def write(path: pathlib.Path, data: bytes) -> None:
             partial.write_bytes(data)
     except OSError as error:
         raise OSError(f"{path} cannot be written ({error.strerror})") from error
+
+
+def runs_inside(directory: pathlib.Path) -> list[pathlib.Path]:
+    """The work directories below one, as those of each start and seed of a fine-tuning."""
+    return sorted(file.parent for depth in ("*", "*/*") for file in directory.glob(f"{depth}/metrics.jsonl"))

@@ -41,11 +41,6 @@ def locked(workdir: pathlib.Path) -> Iterator[None]:
         yield
 
 
-def runs_inside(directory: pathlib.Path) -> list[pathlib.Path]:
-    """The work directories below one, as those of each start and seed of a fine-tuning."""
-    return sorted(file.parent for depth in ("*", "*/*") for file in directory.glob(f"{depth}/metrics.jsonl"))
-
-
 class MetricsFile:
     """JSON lines, one a step, that go on where a checkpoint is; what an interrupted run wrote after it is dropped.
 
